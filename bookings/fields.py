@@ -1,0 +1,250 @@
+"""What a client may send: headers, a query and a body to checked values, or a problem that says what to send instead.
+
+The rules: all that is wrong is said at once; a value sent in several places must be the same in each; one instant has
+one spelling. `schema.sql` refuses the same values by CHECK. This module knows no socket, no route and no SQL.
+
+Headers arrive as a mapping from lower-case name to the values in the order sent, decoded as UTF-8 with
+`surrogateescape`: bytes that are no UTF-8 become lone surrogates, which no field accepts.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from urllib.parse import parse_qsl
+
+from bookings.problems import FieldError, Problem
+
+Headers = Mapping[str, Sequence[str]]
+
+# Enough for any name or UUID that people use, and small enough for an index entry to stay on its page.
+MAX_CHARACTERS = 255
+# A booking is flat. What unknown members nest is bounded here, since Python versions differ in where they give up.
+MAX_DEPTH = 64
+
+_TEXT = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]*")
+_INSTANT = re.compile(
+    r"(?P<date>([0-9]{4})-([0-9]{2})-([0-9]{2}))[Tt](?P<time>([0-9]{2}):([0-9]{2}):([0-9]{2}))"
+    r"(?:\.(?P<fraction>[0-9]+))?(?P<offset>[Zz]|(?P<sign>[+-])(?P<hours>[0-9]{2}):(?P<minutes>[0-9]{2}))?"
+)
+# A structured field's string (RFC 9651, section 3.3.3), as the Idempotency-Key draft spells its value.
+_QUOTED = re.compile(r'"((?:[^"\\]|\\["\\])*)"')
+_BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
+# An unterminated string runs to the end of the text, so that the search stays linear.
+_STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[\]{}]', re.DOTALL)
+_JSON_TYPES = {type(None): "null", bool: "a boolean", float: "a number", list: "an array", dict: "an object"}
+
+
+@dataclass(frozen=True)
+class BookingRequest:
+    """A checked `POST /bookings`: what makes two requests the same."""
+
+    tenant_id: str
+    start_time_utc: str
+    idempotency_key: str
+
+
+def booking_request(headers: Headers, body: bytes) -> BookingRequest:
+    """The booking that a POST asks for; Problem 400 or 415 with all that is wrong."""
+    media_types = [value.partition(";")[0].strip().lower() for value in headers.get("content-type", ())]
+    if media_types != ["application/json"]:
+        raise Problem(
+            "not-json",
+            "Send the header Content-Type: application/json.",
+            headers=[("Accept", "application/json")],
+        )
+    members = _members(body)
+    errors: list[FieldError] = []
+    tenant_id = _agreed("tenant_id", text, _tenant_places(headers, members, "the body"), errors)
+    start_time_utc = _agreed(
+        "start_time_utc", instant, _member_places(members, "start_time_utc", "the body"), errors
+    )
+    key_places = _member_places(members, "idempotency_key", "the body")
+    key_places += [("the Idempotency-Key header", _unquoted(v)) for v in headers.get("idempotency-key", ())]
+    idempotency_key = _agreed("idempotency_key", text, key_places, errors)
+    _refuse(errors)
+    return BookingRequest(tenant_id, start_time_utc, idempotency_key)
+
+
+def tenant(headers: Headers, parameters: Mapping[str, str]) -> str:
+    """The tenant that a GET speaks for; Problem 400 where it is missing, malformed or in disagreement."""
+    errors: list[FieldError] = []
+    tenant_id = _agreed("tenant_id", text, _tenant_places(headers, parameters, "the query"), errors)
+    _refuse(errors)
+    return tenant_id
+
+
+def query(raw: str, known: Sequence[str]) -> dict[str, str]:
+    """The parameters of a query, each one known and given once, since a misspelt filter must not show everything."""
+    try:
+        if _BAD_PERCENT.search(raw):
+            raise ValueError("a % is not followed by two hexadecimal digits; send a literal one as %25")
+        pairs = parse_qsl(raw, keep_blank_values=True, strict_parsing=True, errors="strict") if raw else []
+    except ValueError as error:
+        _refuse(
+            [
+                FieldError(
+                    "query", f"is not of the form name=value&name=value in percent-encoded UTF-8: {error}"
+                )
+            ]
+        )
+    names = [name for name, _ in pairs]
+    takes = f"this request takes {', '.join(known)}" if known else "this request takes no parameters"
+    errors = [FieldError(_shown(name), f"is unknown; {takes}") for name in names if name not in known]
+    errors += [FieldError(name, "is given twice; send it once") for name in known if names.count(name) > 1]
+    _refuse(errors)
+    return dict(pairs)
+
+
+def text(value: object) -> str:
+    """A tenant or a key: a string of 1 to 255 characters; TypeError or ValueError says what is wrong."""
+    if not isinstance(value, str):
+        raise TypeError(f"must be a string, not {_JSON_TYPES[type(value)]}")
+    if not 1 <= len(value) <= MAX_CHARACTERS:
+        raise ValueError(f"has {len(value)} characters; send 1 to {MAX_CHARACTERS}")
+    if not _TEXT.fullmatch(value):
+        raise ValueError("has a control character or a character that is not valid Unicode; send it without")
+    if value != value.strip():
+        raise ValueError("has white space at an end; send it without")
+    return value
+
+
+def instant(value: object) -> str:
+    """An RFC 3339 instant in UTC, in its one spelling 2026-01-01T10:00:00Z.
+
+    TypeError or ValueError says what to send instead.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"must be a string like 2026-01-01T10:00:00Z, not {_JSON_TYPES[type(value)]}")
+    match = _INSTANT.fullmatch(value)
+    if not match:
+        raise ValueError("is not an instant; send it like 2026-01-01T10:00:00Z")
+    canonical = f"{match['date']}T{match['time']}Z"
+    try:
+        when = datetime(*map(int, match.group(2, 3, 4, 6, 7, 8)))  # type: ignore[arg-type]
+    except ValueError as error:
+        raise ValueError(
+            f"is not in the calendar: {error}; years go from 0001 to 9999, hours to 23, seconds to 59"
+        ) from None
+    if not match["offset"]:
+        raise ValueError(f"has no offset; if it is in UTC, send {canonical}")
+    if match["sign"]:
+        offset = timedelta(hours=int(match["hours"]), minutes=int(match["minutes"]))
+        if match["minutes"] > "59" or match["hours"] > "23":
+            raise ValueError("has an offset that does not exist; send it in UTC, like 2026-01-01T10:00:00Z")
+        if offset:
+            raise ValueError(f"is not in UTC; {_utc_equivalent(when, offset, match['sign'])}")
+    if match["fraction"] and match["fraction"].strip("0"):
+        raise ValueError(f"has a fraction of a second; slots start on whole seconds, like {canonical}")
+    return canonical
+
+
+def _utc_equivalent(when: datetime, offset: timedelta, sign: str) -> str:
+    try:
+        utc = when - offset if sign == "+" else when + offset
+    except OverflowError:
+        return "its UTC equivalent is outside the years 0001 to 9999"
+    return f"its UTC equivalent is {utc.isoformat()}Z"
+
+
+def _agreed(
+    field: str, check: Callable[[object], str], places: Sequence[tuple[str, object]], errors: list[FieldError]
+) -> str:
+    """The one checked value found in `places`; otherwise "", with what is wrong added to `errors`."""
+    values = set()
+    for place, value in places:
+        try:
+            values.add(check(value))
+        except (TypeError, ValueError) as error:
+            errors.append(FieldError(field, f"in {place} {error}"))
+            values.add("")
+    if not places:
+        errors.append(FieldError(field, _MISSING[field]))
+    elif len(values) > 1 and "" not in values:
+        errors.append(
+            FieldError(field, f"differs between {' and '.join(place for place, _ in places)}; send one value")
+        )
+    return values.pop() if len(values) == 1 else ""
+
+
+_MISSING = {
+    "tenant_id": "is missing; send it in the X-Tenant-ID header, or in the body of a POST or the query of a GET",
+    "start_time_utc": "is missing; send it in the body, like 2026-01-01T10:00:00Z",
+    "idempotency_key": "is missing; send a value of your own, new for each booking, in the body or in Idempotency-Key",
+}
+
+
+def _member_places(members: Mapping[str, object], name: str, where: str) -> list[tuple[str, object]]:
+    return [(where, members[name])] if name in members else []
+
+
+def _tenant_places(headers: Headers, members: Mapping[str, object], where: str) -> list[tuple[str, object]]:
+    in_headers = [("the X-Tenant-ID header", value) for value in headers.get("x-tenant-id", ())]
+    return _member_places(members, "tenant_id", where) + in_headers
+
+
+def _unquoted(value: str) -> str:
+    match = _QUOTED.fullmatch(value)
+    return re.sub(r"\\(.)", r"\1", match[1]) if match else value
+
+
+def _members(body: bytes) -> dict[str, Any]:
+    """The members of the JSON object (RFC 8259) in `body`."""
+    try:
+        source = body.decode("utf-8")
+        if source.startswith("\ufeff"):
+            raise ValueError("it begins with a byte order mark; send it without")
+        if source.count("[") + source.count("{") > MAX_DEPTH:
+            _refuse_depth(source)
+        members = _DECODER.decode(source)
+        if not isinstance(members, dict):
+            raise TypeError(
+                'it is no object; send {"tenant_id": ..., "start_time_utc": ..., "idempotency_key": ...}'
+            )
+    except UnicodeDecodeError as error:
+        detail = f"it is not UTF-8 at byte {error.start}"
+    except (TypeError, ValueError) as error:
+        detail = str(error)
+    else:
+        return members
+    raise Problem("malformed-json", f"The body cannot be read: {detail}.", [FieldError("body", detail)])
+
+
+def _refuse_depth(source: str) -> None:
+    depth = 0
+    for token in _STRING_OR_BRACKET.findall(source):
+        depth += (token in "[{") - (token in "]}")
+        if depth > MAX_DEPTH:
+            raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"it has the member {_shown(twice)} twice")
+    return members
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+# No member that counts is a number, and float, unlike int, takes any number of digits (int refuses 4301).
+_DECODER = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_no_constant, parse_int=float)
+
+
+def _shown(name: str) -> str:
+    """A client's own word, short enough to repeat to it."""
+    return name if len(name) <= 40 else f"{name[:40]}..."
+
+
+def _refuse(errors: Sequence[FieldError]) -> None:
+    if errors:
+        detail = "; ".join(f"{error.field} {error.detail}" for error in errors)
+        raise Problem("invalid-fields", f"{detail}.", errors)

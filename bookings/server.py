@@ -1,0 +1,320 @@
+"""Sockets, framing, limits, deadlines, draining: bytes to a request, a response to bytes.
+
+The rules, from RFC 9112 and stricter where it allows: lines end in CRLF; a request whose end is not certain is refused
+and its connection closed, so that no byte of a body is ever read as a request; headers and body of an answer leave in
+one write; every wait has a deadline; a thread serves one connection, and their number is bounded.
+
+`http.server` gives the threads and the accept loop. Its own parser is not used: it takes HTTP/0.9, bare line feeds,
+folded and doubled headers, and signs in a length. This module knows nothing of bookings and nothing of SQL.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+import secrets
+import socket
+import socketserver
+import threading
+import time
+from email.utils import formatdate
+from http import HTTPStatus
+from http.server import ThreadingHTTPServer
+from typing import Any
+
+from bookings import api
+from bookings.problems import Problem
+from bookings.store import SQLiteStore
+
+# RFC 9112, section 3, asks for at least 8000; the query of a list needs a few hundred.
+MAX_LINE = 8192
+# What popular servers take (Apache: 100 fields), with room for the cookies and traces that a proxy adds.
+MAX_HEADERS = 100
+MAX_HEAD = 32768
+# A booking is under 2 KiB however it is spelled; the rest is for members that are ignored.
+MAX_BODY = 16384
+# Browsers and proxies keep a connection for a minute or two; whoever comes back later opens another at little cost.
+IDLE_SECONDS = 60.0
+# A head and a body arrive in one or two packets, seconds apart on the worst of networks. The deadline is for the whole
+# of it, however often a byte comes.
+HEAD_SECONDS = 10.0
+BODY_SECONDS = 10.0
+# An answer fits a socket's buffer, save for a long list to a client that does not read it.
+ANSWER_SECONDS = 10.0
+# Closing while the client still sends would reset the connection and destroy the answer before it is read.
+LINGER_SECONDS = 1.0
+# Requests in flight at a stop have this long; the slowest honest one waits for the database and is answered by then.
+DRAIN_SECONDS = 10.0
+# A thread takes some 50 KiB of memory, and up to four descriptors while it has the database open. Beyond the bound,
+# connections wait in the backlog.
+MAX_CONNECTIONS = 1000
+BACKLOG = 1024
+
+_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_REQUEST_LINE = re.compile(rf"({_TOKEN}) ([!-~]+) HTTP/([0-9])\.([0-9])")
+_HEADER = re.compile(rf"({_TOKEN}):([^\x00-\x08\x0a-\x1f\x7f]*)")
+_LENGTH = re.compile(r"[0-9]+")
+_HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::[0-9]*)?")
+_BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
+# Without a length, only these are known to have no body (RFC 9110, section 9.3).
+_BODILESS = ("GET", "HEAD", "OPTIONS")
+
+# No cache may keep an answer, since the tenant in a header is no part of its key; no browser may guess a media type.
+_FIXED_HEADERS = "Cache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n"
+
+
+_logger = logging.getLogger("bookings")
+
+
+class Closed(Exception):
+    """The connection is at its end, without an answer: the client left, or had nothing more to ask."""
+
+
+class BookingServer(ThreadingHTTPServer):
+    """Accepts connections and gives each a thread, until `shutdown`; then `drain` lets those in flight finish."""
+
+    request_queue_size = BACKLOG
+    # On Windows the option would let a second server take the port of the first.
+    allow_reuse_address = os.name != "nt"
+
+    def __init__(self, host: str, port: int, store: SQLiteStore) -> None:
+        self.store = store
+        self.stopping = False
+        self.idle: set[socket.socket] = set()
+        self._room = threading.Semaphore(MAX_CONNECTIONS)
+        self._connections = 0
+        self._ended = threading.Condition()
+        self.address_family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        super().__init__((host, port), _Connection)
+
+    def server_bind(self) -> None:
+        # HTTPServer's own would look the host's name up, which takes seconds where there is no name server.
+        socketserver.TCPServer.server_bind(self)
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        # An OSError tells the accept loop that there is no connection yet; it asks again.
+        if not self._room.acquire(timeout=0.5):
+            raise OSError("as many connections as there may be")
+        try:
+            return super().get_request()
+        except OSError as error:
+            self._room.release()
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                time.sleep(0.1)  # the connection stays in the backlog, so that the loop would spin
+            raise
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self._ended:
+            self._connections += 1
+        try:
+            super().process_request(request, client_address)
+        except BaseException:  # no thread could be started
+            self._end_connection()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._end_connection()
+
+    def _end_connection(self) -> None:
+        self._room.release()
+        with self._ended:
+            self._connections -= 1
+            self._ended.notify_all()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        _logger.exception("the connection of %s failed", client_address[0])
+
+    def drain(self) -> bool:
+        """After `shutdown`: end idle connections now, wait for the others; False if DRAIN_SECONDS were not enough."""
+        self.stopping = True
+        for connection in list(self.idle):
+            try:
+                connection.shutdown(socket.SHUT_RD)
+            except OSError:
+                pass  # its client has just left
+        with self._ended:
+            return self._ended.wait_for(lambda: self._connections == 0, DRAIN_SECONDS)
+
+
+class _Connection(socketserver.BaseRequestHandler):
+    """One client's connection: its requests, one after the other."""
+
+    server: BookingServer
+    request: socket.socket
+
+    def setup(self) -> None:
+        self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+        self._received = b""
+
+    def handle(self) -> None:
+        try:
+            while self._serve_one():
+                pass
+        except (Closed, OSError):
+            pass
+        else:
+            self._linger()
+
+    def _serve_one(self) -> bool:
+        """Read a request and answer it; True if the connection goes on."""
+        method, keep = "", False
+        try:
+            request, keep = self._read_request()
+            method = request.method
+            response = api.answer(request, self.server.store)
+        except Problem as problem:
+            if problem.status >= 500:
+                _logger.error("%s (%r)", problem.detail, problem.__cause__)
+            response = api.refusal(problem)
+        except (Closed, OSError):
+            raise
+        except Exception:
+            keep, request_id = False, secrets.token_hex(8)
+            _logger.exception("request %s failed", request_id)
+            detail = f"This is a fault of the program; its log has more under request {request_id}."
+            response = api.refusal(Problem("internal-error", detail), request_id)
+        keep = keep and not self.server.stopping
+        self.request.settimeout(ANSWER_SECONDS)
+        self.request.sendall(_to_bytes(response, method != "HEAD", keep))
+        return keep
+
+    def _read_request(self) -> tuple[api.Request, bool]:
+        """The next request, and whether the connection goes on after it; Problem for one that cannot be read."""
+        head = self._read_head()
+        method, target, version, headers = _parse_head(head)
+        length = _body_length(method, headers)
+        keep = version > 0 and (length is not None or method in _BODILESS) and not _asks_to_close(headers)
+        if length and version > 0 and headers.get("expect") and len(self._received) < length:
+            self.request.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        return api.Request(method, target, headers, self._read_body(length or 0)), keep
+
+    def _read_head(self) -> bytes:
+        self._wait_for_request()
+        deadline = time.monotonic() + HEAD_SECONDS
+        while True:
+            # An empty line before a request is to be ignored (RFC 9112, section 2.2).
+            while self._received.startswith(b"\r\n"):
+                self._received = self._received[2:]
+            end = self._received.find(b"\r\n\r\n")
+            size = len(self._received) if end < 0 else end
+            first_line = self._received.find(b"\r\n")
+            if (size if first_line < 0 else first_line) > MAX_LINE:
+                raise Problem("target-too-long", f"Send a request line of at most {MAX_LINE} bytes.")
+            if size > MAX_HEAD:
+                raise Problem("headers-too-large", f"Send at most {MAX_HEAD} bytes of headers.")
+            if _BARE_LINE_FEED.search(self._received, 0, size):
+                raise Problem("malformed-request", "A line ends in a bare line feed; send CRLF.")
+            if end >= 0:
+                head, self._received = self._received[:end], self._received[end + 4 :]
+                return head
+            self._receive(deadline, "The request's head")
+
+    def _wait_for_request(self) -> None:
+        """Until the first byte; a connection that waits here may be closed at any time without harm."""
+        if self._received:
+            return
+        self.server.idle.add(self.request)
+        try:
+            if self.server.stopping:
+                raise Closed
+            self.request.settimeout(IDLE_SECONDS)
+            self._received = self.request.recv(65536)
+        finally:
+            self.server.idle.discard(self.request)
+        if not self._received:
+            raise Closed
+
+    def _read_body(self, length: int) -> bytes:
+        deadline = time.monotonic() + BODY_SECONDS
+        while len(self._received) < length:
+            self._receive(deadline, "The request's body")
+        body, self._received = self._received[:length], self._received[length:]
+        return body
+
+    def _receive(self, deadline: float, what: str) -> None:
+        late = Problem("too-slow", f"{what} did not arrive in time; send it at once, on a new connection.")
+        remaining = deadline - time.monotonic()
+        if remaining <= 0:
+            raise late
+        self.request.settimeout(remaining)
+        try:
+            received = self.request.recv(65536)
+        except TimeoutError:
+            raise late from None
+        if not received:
+            raise Closed
+        self._received += received
+
+    def _linger(self) -> None:
+        """Tell the client that no more comes, and let it finish; see LINGER_SECONDS."""
+        deadline = time.monotonic() + LINGER_SECONDS
+        try:
+            self.request.shutdown(socket.SHUT_WR)
+            while True:
+                self.request.settimeout(max(deadline - time.monotonic(), 0.001))
+                if not self.request.recv(65536) or time.monotonic() > deadline:
+                    return
+        except OSError:
+            pass  # the client has left
+
+
+def _parse_head(head: bytes) -> tuple[str, str, int, dict[str, list[str]]]:
+    """Method, target, minor version and headers of a request's head; Problem for what is not well-formed."""
+    request_line, *lines = head.decode("utf-8", "surrogateescape").split("\r\n")
+    match = _REQUEST_LINE.fullmatch(request_line)
+    if not match:
+        raise Problem("malformed-request", "The request line is not of the form METHOD /path HTTP/1.1.")
+    method, target, major, minor = match.groups()
+    if major != "1":
+        raise Problem("http-version", "Send the request as HTTP/1.1.")
+    if len(lines) > MAX_HEADERS:
+        raise Problem("headers-too-large", f"Send at most {MAX_HEADERS} header fields.")
+    headers: dict[str, list[str]] = {}
+    for line in lines:
+        field = _HEADER.fullmatch(line)
+        if not field:
+            raise Problem("malformed-request", "A header is not of the form Name: value on one line.")
+        headers.setdefault(field[1].lower(), []).append(field[2].strip(" \t"))
+    hosts = headers.get("host", [])
+    if len(hosts) > 1 or (not hosts and minor > "0") or not all(map(_HOST.fullmatch, hosts)):
+        raise Problem("malformed-request", "Send exactly one Host header, with a host and a port.")
+    return method, target, int(minor), headers
+
+
+def _body_length(method: str, headers: dict[str, list[str]]) -> int | None:
+    """The body's length, None where none is given; Problem where it is not certain or too much."""
+    if "transfer-encoding" in headers:
+        raise Problem("transfer-encoding", "Send the body as it is, with its Content-Length.")
+    if any(value.lower() != "100-continue" for value in headers.get("expect", ())):
+        raise Problem("expectation-failed", "The only expectation that can be met is 100-continue.")
+    lengths = headers.get("content-length")
+    if lengths is None:
+        if method == "POST":
+            raise Problem("length-required", "Send a Content-Length, the number of bytes in the body.")
+        return None
+    if len(lengths) > 1 or not _LENGTH.fullmatch(lengths[0]):
+        raise Problem("malformed-request", "Send exactly one Content-Length, of decimal digits alone.")
+    digits = lengths[0].lstrip("0") or "0"
+    if len(digits) > len(str(MAX_BODY)) or int(digits) > MAX_BODY:
+        raise Problem("body-too-large", f"Send at most {MAX_BODY} bytes.")
+    return int(digits)
+
+
+def _asks_to_close(headers: dict[str, list[str]]) -> bool:
+    tokens = ",".join(headers.get("connection", ())).lower().split(",")
+    return any(token.strip() == "close" for token in tokens)
+
+
+def _to_bytes(response: api.Response, with_body: bool, keep: bool) -> bytes:
+    head = f"HTTP/1.1 {response.status} {HTTPStatus(response.status).phrase}\r\nDate: {formatdate(usegmt=True)}\r\n"
+    head += _FIXED_HEADERS + "".join(f"{name}: {value}\r\n" for name, value in response.headers)
+    if response.status != HTTPStatus.NO_CONTENT:
+        head += f"Content-Length: {len(response.body)}\r\n"
+    if not keep:
+        head += "Connection: close\r\n"
+    return head.encode("ascii") + b"\r\n" + (response.body if with_body else b"")

@@ -1,0 +1,107 @@
+"""Serve bookings: settings from flags, then the environment, then defaults; build the store and the server; serve."""
+
+# So that any Python, however old, can read this file and say that it is too old: imports stand below the check, types
+# in comments, and there is no f-string and no print.
+import sys
+
+if sys.hexversion < 0x03090000:
+    sys.exit("run.py: this is Python " + sys.version.split()[0] + "; bookings needs 3.9 or newer")
+
+import argparse
+import logging
+import os
+import signal
+import threading
+import time
+
+from bookings.server import BookingServer
+from bookings.store import CannotOpen, SQLiteStore, default_database
+
+
+def main():
+    # type: () -> int
+    """Serve until a signal asks to stop; the exit status."""
+    settings = read_settings()
+    logging.Formatter.converter = time.gmtime
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%SZ")
+    try:
+        store = SQLiteStore(settings.database)
+    except CannotOpen as error:
+        return fail(str(error))
+    try:
+        server = BookingServer(settings.host, settings.port, store)
+    except OSError as error:
+        store.close()
+        return fail("cannot listen on " + address(settings.host, settings.port) + ": " + str(error.strerror))
+    stop_on_signals(server)
+    where = address(settings.host, server.server_address[1])
+    sys.stdout.write("Bookings on http://" + where + ", database " + store.path + "\n")
+    sys.stdout.flush()
+    server.serve_forever()
+    server.server_close()
+    server.drain()
+    store.close()
+    return 0
+
+
+def read_settings():
+    # type: () -> argparse.Namespace
+    parser = argparse.ArgumentParser(
+        description="Serve bookings over HTTP: at most one per tenant and start time."
+    )
+    parser.add_argument(
+        "--port",
+        type=port_number,
+        default=os.environ.get("PORT") or "3000",
+        help="where to listen, 0 for any free port (environment: PORT; default: 3000)",
+    )
+    parser.add_argument(
+        "--host",
+        default=os.environ.get("HOST") or "127.0.0.1",
+        help="the address to listen on (environment: HOST; default: 127.0.0.1, reached from this machine only)",
+    )
+    parser.add_argument(
+        "--database",
+        default=default_database(),
+        help="the SQLite file, made if missing (environment: BOOKINGS_DB; default: bookings.db beside run.py)",
+    )
+    return parser.parse_args()
+
+
+def port_number(text):
+    # type: (str) -> int
+    if not (text.isascii() and text.isdigit() and len(text) <= 5 and int(text) <= 65535):
+        raise argparse.ArgumentTypeError("not a port: " + repr(text) + "; give a number from 0 to 65535")
+    return int(text)
+
+
+def address(host, port):
+    # type: (str, int) -> str
+    return ("[" + host + "]" if ":" in host else host) + ":" + str(port)
+
+
+def stop_on_signals(server):
+    # type: (BookingServer) -> None
+    """The first signal lets the server finish what it has begun; a second one ends it at once."""
+    names = ("SIGINT", "SIGTERM", "SIGBREAK")  # the last is Ctrl+Break, on Windows alone
+    signals = [getattr(signal, name) for name in names if hasattr(signal, name)]
+
+    def stop(number, frame):
+        # type: (int, object) -> None
+        for each in signals:
+            signal.signal(each, signal.SIG_DFL)
+        # Not here: the handler runs in the thread that serves, and would wait for itself.
+        threading.Thread(target=server.shutdown).start()
+
+    for each in signals:
+        signal.signal(each, stop)
+
+
+def fail(message):
+    # type: (str) -> int
+    sys.stderr.write("run.py: " + message + "\n")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

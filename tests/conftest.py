@@ -1,0 +1,162 @@
+"""What the tests share: a server as a process on a free port, a client, and the rows as SQLite has them."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Iterator
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+CANONICAL = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
+# For whatever should happen at once: long enough for a busy machine, and a bound all the same.
+SOON = 20.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: http.client.HTTPMessage
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Server:
+    """`run.py` as a process; `base` is a folder for its database and log unless flags say otherwise."""
+
+    def __init__(self, base: Path, *flags: str, python: str = sys.executable, **environment: str) -> None:
+        self.database = base / "bookings.db"
+        self.log = base / "server.log"
+        inherited = {
+            name: value for name, value in os.environ.items() if name not in ("PORT", "HOST", "BOOKINGS_DB")
+        }
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(
+                [python, str(ROOT / "run.py"), "--port", "0", "--database", str(self.database), *flags],
+                env={**inherited, **environment},
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                cwd=base,
+            )
+        assert self.process.stdout
+        self.first_line = self.process.stdout.readline()
+        found = re.search(r"http://.*:([0-9]+), database", self.first_line)
+        assert found, f"{self.first_line!r} {self.log.read_text()}"
+        self.port = int(found[1])
+
+    def call(self, method: str, target: str, body: Any = None, **headers: str) -> Answer:
+        """One request on a connection of its own. A body that is not bytes is sent as JSON; `X_Tenant_ID=` makes
+        the header X-Tenant-ID."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        if body is not None and not isinstance(body, bytes):
+            body = json.dumps(body).encode()
+        if body is not None:
+            named.setdefault("Content-Type", "application/json")
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=SOON)
+        try:
+            connection.request(method, target, body, named)
+            response = connection.getresponse()
+            return Answer(response.status, response.headers, response.read())
+        finally:
+            connection.close()
+
+    def book(
+        self, tenant: str = "acme", start: str = "2026-01-01T10:00:00Z", key: str = "k1", **headers: str
+    ) -> Answer:
+        body = {"tenant_id": tenant, "start_time_utc": start, "idempotency_key": key}
+        return self.call("POST", "/bookings", body, **headers)
+
+    def raw(self, sent: bytes, half_close: bool = False) -> bytes:
+        """All that comes back for these bytes, until the server closes or says nothing more for a while."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=SOON) as connection:
+            connection.sendall(sent)
+            if half_close:
+                connection.shutdown(socket.SHUT_WR)
+            received = b""
+            with contextlib.suppress(ConnectionResetError):
+                while True:
+                    more = connection.recv(65536)
+                    if not more:
+                        break
+                    received += more
+            return received
+
+    def rows(self) -> list[tuple[Any, ...]]:
+        """(tenant, start, key) of every row, by id."""
+        with contextlib.closing(sqlite3.connect(self.database)) as db:
+            return db.execute(
+                "SELECT tenant_id, start_time_utc, idempotency_key FROM bookings ORDER BY id"
+            ).fetchall()
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(SOON)
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        assert self.process.stdout
+        self.process.stdout.close()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    """A server of this test's own, on an empty database."""
+    with contextlib.closing(Server(tmp_path)) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that the tests of a module share; each uses tenants and keys of its own."""
+    with contextlib.closing(Server(tmp_path_factory.mktemp("shared"))) as started:
+        yield started
+
+
+def at_once(count: int, work: Any) -> list[Any]:
+    """`work(0)` ... `work(count - 1)` in threads that all start at the same moment; their results in order."""
+    results: list[Any] = [None] * count
+    barrier = threading.Barrier(count)
+
+    def run(number: int) -> None:
+        barrier.wait(SOON)
+        results[number] = work(number)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+def assert_problem(answer: Answer, status: int, kind: str, *field_names: str) -> None:
+    """The answer is this problem in the form of RFC 9457, with these fields in its errors, and nothing else."""
+    assert answer.status == status, answer.body
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    problem = answer.json
+    assert set(problem) == {"type", "title", "status", "detail", "errors"}
+    assert problem["type"] == f"/problems/{kind}"
+    assert problem["status"] == status
+    assert problem["title"] and problem["detail"]
+    assert [error["field"] for error in problem["errors"]] == list(field_names)
+    assert all(set(error) == {"field", "detail"} and error["detail"] for error in problem["errors"])
+    for word in (b"Traceback", b"sqlite", b"SELECT", b"INSERT", b"UNIQUE"):
+        assert word not in answer.body
