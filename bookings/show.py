@@ -9,7 +9,7 @@ import argparse
 import os
 import sys
 import unicodedata
-from typing import Iterable
+from collections.abc import Iterable
 
 from bookings.store import Booking, CannotOpen, all_bookings, default_database
 
