@@ -83,19 +83,19 @@ def _book(request: Request, query: str, match: Match[str], store: SQLiteStore) -
         return _json(201, vars(booking), [("Location", f"/bookings/{booking.id}")])
     if outcome is Outcome.REPLAYED and booking:
         return _json(200, vars(booking), [("Idempotent-Replayed", "true")])
-    kind, field, detail = _LOST[outcome]
-    raise Problem(kind, detail, [FieldError(field, detail)])
+    kind, error, detail = _LOST[outcome]
+    raise Problem(kind, detail, [error])
 
 
 _LOST = {
     Outcome.SLOT_TAKEN: (
         "slot-taken",
-        "start_time_utc",
+        FieldError("start_time_utc", "is taken"),
         "This tenant already has a booking at this start time, under another idempotency key; choose another slot.",
     ),
     Outcome.KEY_REUSED: (
         "key-reused",
-        "idempotency_key",
+        FieldError("idempotency_key", "is used"),
         "This idempotency key was used for another tenant or start time; send a new key for a new booking.",
     ),
 }

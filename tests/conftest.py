@@ -40,7 +40,7 @@ class Answer:
 class Server:
     """`run.py` as a process; `base` is a folder for its database and log unless flags say otherwise."""
 
-    def __init__(self, base: Path, *flags: str, python: str = sys.executable, **environment: str) -> None:
+    def __init__(self, base: Path, *flags: str, program: Path = ROOT / "run.py", **environment: str) -> None:
         self.database = base / "bookings.db"
         self.log = base / "server.log"
         inherited = {
@@ -48,7 +48,7 @@ class Server:
         }
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
-                [python, str(ROOT / "run.py"), "--port", "0", "--database", str(self.database), *flags],
+                [sys.executable, str(program), "--port", "0", "--database", str(self.database), *flags],
                 env={**inherited, **environment},
                 stdout=subprocess.PIPE,
                 stderr=log,

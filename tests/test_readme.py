@@ -1,0 +1,105 @@
+"""The README: every command and every SQL statement in it is run as printed and answers what is printed below it.
+
+One session, in order, in a copy of the project, as a newcomer would have it. Only times and the order of racers vary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.conftest import CANONICAL, ROOT, SOON, Server
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+class Step(NamedTuple):
+    language: str
+    command: str
+    answer: str
+
+
+STEPS = [
+    Step(*found)
+    for found in re.findall(
+        r"^```(sh|sql)\n(.*?)^```$(?:\n\n```http\n(.*?)^```$)?", README, re.MULTILINE | re.DOTALL
+    )
+]
+# Run by other means: the server by this test, the tests by whoever reads this.
+NOT_IN_THE_SESSION = ("python run.py\n", "python -m tests\n")
+
+
+def test_every_block_is_part_of_a_step() -> None:
+    """A block in another language would not be run, an answer without a command would not be compared."""
+    assert README.count("```") == 2 * sum(1 + bool(step.answer) for step in STEPS)
+    assert [step.command for step in STEPS if step.command in NOT_IN_THE_SESSION] == list(NOT_IN_THE_SESSION)
+
+
+@pytest.mark.skipif(
+    not (shutil.which("curl") and shutil.which("bash")), reason="the session is for curl in a shell"
+)
+def test_the_session(tmp_path: Path) -> None:
+    home, project = tmp_path / "home", tmp_path / "project"
+    home.mkdir()
+    project.mkdir()
+    for name in ("bookings", "run.py", "schema.sql"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, project / name)
+    (home / "python").symlink_to(sys.executable)
+    with contextlib.closing(Server(project, program=project / "run.py")) as server:
+        # Port 3000 may be in use here: curl is told where the server of the README is to be found today.
+        (home / ".curlrc").write_text(f'connect-to = "localhost:3000:127.0.0.1:{server.port}"\n')
+        environment = {
+            **os.environ,
+            "CURL_HOME": str(home),
+            "PATH": f"{home}{os.pathsep}{os.environ['PATH']}",
+        }
+        for step in STEPS:
+            if step.command in NOT_IN_THE_SESSION:
+                continue
+            if step.command.startswith("sqlite3 ") and not shutil.which("sqlite3"):
+                continue
+            if step.language == "sql":
+                output = by_hand(project / "bookings.db", step.command)
+            else:
+                output = in_a_shell(step.command, project, environment)
+            assert normalised(output) == normalised(step.answer), step.command
+
+
+def by_hand(database: Path, statement: str) -> str:
+    """What a SQL client says of the statement."""
+    with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as db:
+        try:
+            db.execute(statement)
+        except sqlite3.Error as error:
+            return f"{error}\n"
+        return ""
+
+
+def in_a_shell(command: str, folder: Path, environment: dict[str, str]) -> str:
+    ran = subprocess.run(
+        ["bash", "-c", command],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=SOON,
+        check=False,
+    )
+    return ran.stdout
+
+
+def normalised(text: str) -> str:
+    text = re.sub(rf'("created_at":)"{CANONICAL.pattern}"', r"\1", text.replace("\r\n", "\n"))
+    text = re.sub(rf"{CANONICAL.pattern}$", "", text, flags=re.MULTILINE)
+    text = re.sub(r"^(Date:) .* GMT$", r"\1", text, flags=re.MULTILINE)
+    return re.sub(r"\brace-[1-5]\b", "race", text)
