@@ -22,8 +22,7 @@ def main():
     # type: () -> int
     """Serve until a signal asks to stop; the exit status."""
     settings = read_settings()
-    logging.Formatter.converter = time.gmtime
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%SZ")
+    log_to_stderr(logging.WARNING if settings.quiet else logging.INFO)
     try:
         store = SQLiteStore(settings.database)
     except CannotOpen as error:
@@ -65,7 +64,25 @@ def read_settings():
         default=default_database(),
         help="the SQLite file, made if missing (environment: BOOKINGS_DB; default: bookings.db beside run.py)",
     )
+    parser.add_argument("--quiet", action="store_true", help="log faults, but no line for each request")
     return parser.parse_args()
+
+
+class LogFormat(logging.Formatter):
+    """The time in UTC, then the message. A line of ours starts with a digit, one that goes on with a space."""
+
+    def format(self, record):
+        # type: (logging.LogRecord) -> str
+        return super().format(record).replace("\n", "\n    ")
+
+
+def log_to_stderr(level):
+    # type: (int) -> None
+    form = LogFormat("%(asctime)s.%(msecs)03dZ %(message)s", "%Y-%m-%dT%H:%M:%S")
+    form.converter = time.gmtime
+    handler = logging.StreamHandler()
+    handler.setFormatter(form)
+    logging.basicConfig(level=level, handlers=[handler])
 
 
 def port_number(text):

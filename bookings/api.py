@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from re import Match, Pattern
 from typing import Any
+from urllib.parse import quote, urlencode
 
 from bookings import fields
 from bookings.problems import KINDS, FieldError, Problem
@@ -47,36 +49,35 @@ def answer(request: Request, store: SQLiteStore) -> Response:
     for path, handlers in _ROUTES:
         match = path.fullmatch(target["path"] or "/")
         if match:
-            handler = handlers.get("GET" if request.method == "HEAD" else request.method)
+            handler, known = handlers.get("GET" if request.method == "HEAD" else request.method, (None, ()))
             if not handler:
                 return _options(request, _methods(handlers))
+            query = fields.parse_query(target["query"] or "", known)
+            if not known:
+                fields.refuse(query.errors)
             try:
-                return handler(request, target["query"] or "", match, store)
+                return handler(request, query, match, store)
             except Unavailable as error:
                 kind, detail = _TROUBLES[error.trouble]
                 raise Problem(kind, detail, headers=[("Retry-After", _RETRY_SECONDS)]) from error
-    raise Problem(
-        "no-such-path", "Send the request to /bookings, or to /bookings/ followed by a booking's id."
-    )
+    raise Problem("no-such-path", "Send the request to /bookings, or to what GET / lists.")
 
 
 def refusal(problem: Problem, request_id: str | None = None) -> Response:
     """A Problem as its response; the request's id is given where the reader may look for it in the log."""
-    kind = KINDS[problem.kind]
     document: dict[str, Any] = {
         "type": f"/problems/{problem.kind}",
-        "title": kind.title,
-        "status": kind.status,
+        "title": KINDS[problem.kind].title,
+        "status": problem.status,
         "detail": problem.detail,
         "errors": [vars(error) for error in problem.errors],
     }
     if request_id:
         document["request_id"] = request_id
-    return _json(kind.status, document, problem.headers, "application/problem+json")
+    return _json(problem.status, document, problem.headers, "application/problem+json")
 
 
-def _book(request: Request, query: str, match: Match[str], store: SQLiteStore) -> Response:
-    fields.query(query, known=())
+def _book(request: Request, query: fields.Query, match: Match[str], store: SQLiteStore) -> Response:
     asked = fields.booking_request(request.headers, request.body)
     outcome, booking = store.book(asked.tenant_id, asked.start_time_utc, asked.idempotency_key)
     if outcome is Outcome.CREATED and booking:
@@ -101,14 +102,19 @@ _LOST = {
 }
 
 
-def _list(request: Request, query: str, match: Match[str], store: SQLiteStore) -> Response:
-    tenant_id = fields.tenant(request.headers, fields.query(query, known=("tenant_id",)))
-    return _json(200, [vars(booking) for booking in store.bookings_of(tenant_id)])
+def _list(request: Request, query: fields.Query, match: Match[str], store: SQLiteStore) -> Response:
+    asked = fields.page_request(request.headers, query)
+    page = store.bookings_of(asked.tenant_id, asked.at_least, asked.before, asked.after, asked.limit)
+    headers = []
+    if page.more:
+        following = {**query.values, "tenant_id": asked.tenant_id, "after": page.bookings[-1].start_time_utc}
+        target = f"/bookings?{urlencode(following, safe=':', quote_via=quote)}"
+        headers.append(("Link", f'<{target}>; rel="next"'))
+    return _json(200, [vars(booking) for booking in page.bookings], headers)
 
 
-def _show(request: Request, query: str, match: Match[str], store: SQLiteStore) -> Response:
-    tenant_id = fields.tenant(request.headers, fields.query(query, known=("tenant_id",)))
-    booking = store.booking_of(tenant_id, int(match["id"]))
+def _show(request: Request, query: fields.Query, match: Match[str], store: SQLiteStore) -> Response:
+    booking = store.booking_of(fields.tenant(request.headers, query), int(match["id"]))
     if not booking:
         raise Problem(
             "no-such-booking", "This tenant has no booking with this id; GET /bookings lists those it has."
@@ -116,7 +122,40 @@ def _show(request: Request, query: str, match: Match[str], store: SQLiteStore) -
     return _json(200, vars(booking))
 
 
-def _options(request: Request, methods: Sequence[str]) -> Response:
+def _index(request: Request, query: fields.Query, match: Match[str], store: SQLiteStore) -> Response:
+    paths = ("/bookings", "/live", "/ready", "/openapi.json", "/problems")
+    return _json(200, {"service": "bookings", "links": {path[1:].partition(".")[0]: path for path in paths}})
+
+
+def _live(request: Request, query: fields.Query, match: Match[str], store: SQLiteStore) -> Response:
+    return _json(200, {"status": "live"})
+
+
+def _ready(request: Request, query: fields.Query, match: Match[str], store: SQLiteStore) -> Response:
+    store.ping()
+    return _json(200, {"status": "ready"})
+
+
+def _openapi(request: Request, query: fields.Query, match: Match[str], store: SQLiteStore) -> Response:
+    document = Path(__file__).with_name("openapi.json").read_bytes()
+    return Response(200, (("Content-Type", "application/json"),), document)
+
+
+def _problems(request: Request, query: fields.Query, match: Match[str], store: SQLiteStore) -> Response:
+    return _json(200, [_explanation(name) for name in KINDS])
+
+
+def _problem(request: Request, query: fields.Query, match: Match[str], store: SQLiteStore) -> Response:
+    if match["name"] not in KINDS:
+        raise Problem("no-such-path", "There is no such problem; GET /problems lists them.")
+    return _json(200, _explanation(match["name"]))
+
+
+def _explanation(name: str) -> dict[str, Any]:
+    return {"type": f"/problems/{name}", **vars(KINDS[name])}
+
+
+def _options(request: Request, methods: Iterable[str]) -> Response:
     """What may be done here: as the answer to OPTIONS, and as the refusal of a method that may not."""
     allow = ("Allow", ", ".join(sorted(set(methods))))
     if request.method != "OPTIONS":
@@ -124,17 +163,25 @@ def _options(request: Request, methods: Sequence[str]) -> Response:
     return Response(204, (allow,), b"")
 
 
-Handler = Callable[[Request, str, Match[str], SQLiteStore], Response]
+Handler = Callable[[Request, fields.Query, Match[str], SQLiteStore], Response]
+# For each method, its handler and the query parameters that it takes.
+Handlers = Mapping[str, tuple[Handler, Sequence[str]]]
 
 
-def _methods(handlers: Mapping[str, Handler]) -> Sequence[str]:
+def _methods(handlers: Handlers) -> Sequence[str]:
     return [*handlers, *(["HEAD"] if "GET" in handlers else []), "OPTIONS"]
 
 
 # An id has at most 16 digits (schema.sql), so that every number that matches fits SQLite's 64 bits.
-_ROUTES: Sequence[tuple[Pattern[str], Mapping[str, Handler]]] = (
-    (re.compile(r"/bookings"), {"GET": _list, "POST": _book}),
-    (re.compile(r"/bookings/(?P<id>[1-9][0-9]{0,15})"), {"GET": _show}),
+_ROUTES: Sequence[tuple[Pattern[str], Handlers]] = (
+    (re.compile(r"/bookings"), {"GET": (_list, fields.PAGE_PARAMETERS), "POST": (_book, ())}),
+    (re.compile(r"/bookings/(?P<id>[1-9][0-9]{0,15})"), {"GET": (_show, ("tenant_id",))}),
+    (re.compile(r"/"), {"GET": (_index, ())}),
+    (re.compile(r"/live"), {"GET": (_live, ())}),
+    (re.compile(r"/ready"), {"GET": (_ready, ())}),
+    (re.compile(r"/openapi\.json"), {"GET": (_openapi, ())}),
+    (re.compile(r"/problems"), {"GET": (_problems, ())}),
+    (re.compile(r"/problems/(?P<name>[a-z-]+)"), {"GET": (_problem, ())}),
 )
 
 # origin-form or absolute-form (RFC 9112, section 3.2): every server must take the second, whatever host it names.
@@ -152,7 +199,10 @@ _TROUBLES = {
         "database-full",
         "There is no room for another booking. Nothing was booked; free some disk space.",
     ),
-    Trouble.UNREACHABLE: ("database-unavailable", "The database cannot be reached; send the request again."),
+    Trouble.UNREACHABLE: (
+        "database-unavailable",
+        "The database cannot be reached; send the same request again.",
+    ),
 }
 
 

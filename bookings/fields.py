@@ -23,6 +23,9 @@ Headers = Mapping[str, Sequence[str]]
 
 # Enough for any name or UUID that people use, and small enough for an index entry to stay on its page.
 MAX_CHARACTERS = 255
+# A page of this length is some 200 KB: one request, and no long wait for the ones behind it.
+MAX_PAGE = 1000
+PAGE_PARAMETERS = ("tenant_id", "from", "to", "after", "limit")
 # A booking is flat. What unknown members nest is bounded here, since Python versions differ in where they give up.
 MAX_DEPTH = 64
 
@@ -33,6 +36,7 @@ _INSTANT = re.compile(
 )
 # A structured field's string (RFC 9651, section 3.3.3), as the Idempotency-Key draft spells its value.
 _QUOTED = re.compile(r'"((?:[^"\\]|\\["\\])*)"')
+_LIMIT = re.compile(r"[1-9][0-9]{0,3}")
 _BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 # An unterminated string runs to the end of the text, so that the search stays linear.
 _STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[\]{}]', re.DOTALL)
@@ -46,6 +50,25 @@ class BookingRequest:
     tenant_id: str
     start_time_utc: str
     idempotency_key: str
+
+
+@dataclass(frozen=True)
+class Query:
+    """A query's parameters, and what is wrong with it."""
+
+    values: Mapping[str, str]
+    errors: tuple[FieldError, ...]
+
+
+@dataclass(frozen=True)
+class PageRequest:
+    """A checked `GET /bookings`: which of a tenant's bookings; "" where a bound is not given."""
+
+    tenant_id: str
+    at_least: str
+    before: str
+    after: str
+    limit: int
 
 
 def booking_request(headers: Headers, body: bytes) -> BookingRequest:
@@ -66,38 +89,51 @@ def booking_request(headers: Headers, body: bytes) -> BookingRequest:
     key_places = _member_places(members, "idempotency_key", "the body")
     key_places += [("the Idempotency-Key header", _unquoted(v)) for v in headers.get("idempotency-key", ())]
     idempotency_key = _agreed("idempotency_key", text, key_places, errors)
-    _refuse(errors)
+    refuse(errors)
     return BookingRequest(tenant_id, start_time_utc, idempotency_key)
 
 
-def tenant(headers: Headers, parameters: Mapping[str, str]) -> str:
-    """The tenant that a GET speaks for; Problem 400 where it is missing, malformed or in disagreement."""
-    errors: list[FieldError] = []
-    tenant_id = _agreed("tenant_id", text, _tenant_places(headers, parameters, "the query"), errors)
-    _refuse(errors)
+def tenant(headers: Headers, query: Query) -> str:
+    """The tenant that a GET speaks for; Problem 400 with all that is wrong."""
+    errors = list(query.errors)
+    tenant_id = _agreed("tenant_id", text, _tenant_places(headers, query.values, "the query"), errors)
+    refuse(errors)
     return tenant_id
 
 
-def query(raw: str, known: Sequence[str]) -> dict[str, str]:
-    """The parameters of a query, each one known and given once, since a misspelt filter must not show everything."""
+def page_request(headers: Headers, query: Query) -> PageRequest:
+    """The bookings that a GET asks for; Problem 400 with all that is wrong."""
+    errors = list(query.errors)
+    tenant_id = _agreed("tenant_id", text, _tenant_places(headers, query.values, "the query"), errors)
+    at_least, before, after = (
+        _agreed(name, instant, _member_places(query.values, name, "the query"), errors)
+        if name in query.values
+        else ""
+        for name in ("from", "to", "after")
+    )
+    limit = query.values.get("limit", str(MAX_PAGE))
+    if not _LIMIT.fullmatch(limit) or int(limit) > MAX_PAGE:
+        errors.append(
+            FieldError("limit", f"in the query is not a page's length; send a number from 1 to {MAX_PAGE}")
+        )
+    refuse(errors)
+    return PageRequest(tenant_id, at_least, before, after, int(limit))
+
+
+def parse_query(raw: str, known: Sequence[str]) -> Query:
+    """The parameters of a query, each known and given once, since a misspelt filter must not show everything."""
     try:
         if _BAD_PERCENT.search(raw):
             raise ValueError("a % is not followed by two hexadecimal digits; send a literal one as %25")
         pairs = parse_qsl(raw, keep_blank_values=True, strict_parsing=True, errors="strict") if raw else []
     except ValueError as error:
-        _refuse(
-            [
-                FieldError(
-                    "query", f"is not of the form name=value&name=value in percent-encoded UTF-8: {error}"
-                )
-            ]
-        )
+        detail = f"is not of the form name=value&name=value in percent-encoded UTF-8: {error}"
+        return Query({}, (FieldError("query", detail),))
     names = [name for name, _ in pairs]
     takes = f"this request takes {', '.join(known)}" if known else "this request takes no parameters"
     errors = [FieldError(_shown(name), f"is unknown; {takes}") for name in names if name not in known]
     errors += [FieldError(name, "is given twice; send it once") for name in known if names.count(name) > 1]
-    _refuse(errors)
-    return dict(pairs)
+    return Query(dict(pairs), tuple(errors))
 
 
 def text(value: object) -> str:
@@ -244,7 +280,8 @@ def _shown(name: str) -> str:
     return name if len(name) <= 40 else f"{name[:40]}..."
 
 
-def _refuse(errors: Sequence[FieldError]) -> None:
+def refuse(errors: Sequence[FieldError]) -> None:
+    """Problem 400 if anything is wrong."""
     if errors:
         detail = "; ".join(f"{error.field} {error.detail}" for error in errors)
         raise Problem("invalid-fields", f"{detail}.", errors)

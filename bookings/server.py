@@ -57,6 +57,8 @@ _REQUEST_LINE = re.compile(rf"({_TOKEN}) ([!-~]+) HTTP/([0-9])\.([0-9])")
 _HEADER = re.compile(rf"({_TOKEN}):([^\x00-\x08\x0a-\x1f\x7f]*)")
 _LENGTH = re.compile(r"[0-9]+")
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::[0-9]*)?")
+# What is taken over as a request's id: nothing that could be mistaken for another part of a log line.
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
 # Without a length, only these are known to have no body (RFC 9110, section 9.3).
 _BODILESS = ("GET", "HEAD", "OPTIONS")
@@ -161,40 +163,59 @@ class _Connection(socketserver.BaseRequestHandler):
             self._linger()
 
     def _serve_one(self) -> bool:
-        """Read a request and answer it; True if the connection goes on."""
-        method, keep = "", False
+        """Read a request, answer it and log it; True if the connection goes on."""
+        self._wait_for_request()
+        started = time.monotonic()
+        self._method, self._target, self._request_id, keep = "-", "-", secrets.token_hex(8), False
         try:
             request, keep = self._read_request()
-            method = request.method
             response = api.answer(request, self.server.store)
         except Problem as problem:
             if problem.status >= 500:
-                _logger.error("%s (%r)", problem.detail, problem.__cause__)
+                _logger.error("%s %s (%r)", self._request_id, problem.detail, problem.__cause__)
             response = api.refusal(problem)
         except (Closed, OSError):
             raise
         except Exception:
-            keep, request_id = False, secrets.token_hex(8)
-            _logger.exception("request %s failed", request_id)
-            detail = f"This is a fault of the program; its log has more under request {request_id}."
-            response = api.refusal(Problem("internal-error", detail), request_id)
+            keep = False
+            _logger.exception("%s failed", self._request_id)
+            detail = f"This is a fault of the program; its log has more under request {self._request_id}."
+            response = api.refusal(Problem("internal-error", detail), self._request_id)
         keep = keep and not self.server.stopping
+        answer = _to_bytes(response, self._request_id, self._method != "HEAD", keep)
         self.request.settimeout(ANSWER_SECONDS)
-        self.request.sendall(_to_bytes(response, method != "HEAD", keep))
+        self.request.sendall(answer)
+        _logger.info(
+            "%s %s %s %d %d %.1f %s",
+            self.client_address[0],
+            self._method,
+            self._target,
+            response.status,
+            len(answer),
+            (time.monotonic() - started) * 1000,
+            self._request_id,
+        )
         return keep
 
     def _read_request(self) -> tuple[api.Request, bool]:
         """The next request, and whether the connection goes on after it; Problem for one that cannot be read."""
-        head = self._read_head()
-        method, target, version, headers = _parse_head(head)
-        length = _body_length(method, headers)
-        keep = version > 0 and (length is not None or method in _BODILESS) and not _asks_to_close(headers)
+        request_line, *lines = self._read_head().decode("utf-8", "surrogateescape").split("\r\n")
+        self._method, self._target, version = _parse_request_line(request_line)
+        headers = _parse_headers(lines)
+        ids = headers.get("x-request-id", [])
+        if len(ids) == 1 and _REQUEST_ID.fullmatch(ids[0]):
+            self._request_id = ids[0]
+        _check_host(headers, version)
+        length = _body_length(self._method, headers)
+        keep = (
+            version > 0 and (length is not None or self._method in _BODILESS) and not _asks_to_close(headers)
+        )
         if length and version > 0 and headers.get("expect") and len(self._received) < length:
             self.request.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
-        return api.Request(method, target, headers, self._read_body(length or 0)), keep
+        body = self._read_body(length or 0)
+        return api.Request(self._method, self._target, headers, body), keep
 
     def _read_head(self) -> bytes:
-        self._wait_for_request()
         deadline = time.monotonic() + HEAD_SECONDS
         while True:
             # An empty line before a request is to be ignored (RFC 9112, section 2.2).
@@ -263,15 +284,19 @@ class _Connection(socketserver.BaseRequestHandler):
             pass  # the client has left
 
 
-def _parse_head(head: bytes) -> tuple[str, str, int, dict[str, list[str]]]:
-    """Method, target, minor version and headers of a request's head; Problem for what is not well-formed."""
-    request_line, *lines = head.decode("utf-8", "surrogateescape").split("\r\n")
-    match = _REQUEST_LINE.fullmatch(request_line)
+def _parse_request_line(line: str) -> tuple[str, str, int]:
+    """Method, target and minor version; Problem for what is not well-formed."""
+    match = _REQUEST_LINE.fullmatch(line)
     if not match:
         raise Problem("malformed-request", "The request line is not of the form METHOD /path HTTP/1.1.")
     method, target, major, minor = match.groups()
     if major != "1":
         raise Problem("http-version", "Send the request as HTTP/1.1.")
+    return method, target, int(minor)
+
+
+def _parse_headers(lines: list[str]) -> dict[str, list[str]]:
+    """The values of each header, by its name in lower case; Problem for what is not well-formed."""
     if len(lines) > MAX_HEADERS:
         raise Problem("headers-too-large", f"Send at most {MAX_HEADERS} header fields.")
     headers: dict[str, list[str]] = {}
@@ -280,10 +305,13 @@ def _parse_head(head: bytes) -> tuple[str, str, int, dict[str, list[str]]]:
         if not field:
             raise Problem("malformed-request", "A header is not of the form Name: value on one line.")
         headers.setdefault(field[1].lower(), []).append(field[2].strip(" \t"))
+    return headers
+
+
+def _check_host(headers: dict[str, list[str]], version: int) -> None:
     hosts = headers.get("host", [])
-    if len(hosts) > 1 or (not hosts and minor > "0") or not all(map(_HOST.fullmatch, hosts)):
+    if len(hosts) > 1 or (not hosts and version > 0) or not all(map(_HOST.fullmatch, hosts)):
         raise Problem("malformed-request", "Send exactly one Host header, with a host and a port.")
-    return method, target, int(minor), headers
 
 
 def _body_length(method: str, headers: dict[str, list[str]]) -> int | None:
@@ -310,9 +338,10 @@ def _asks_to_close(headers: dict[str, list[str]]) -> bool:
     return any(token.strip() == "close" for token in tokens)
 
 
-def _to_bytes(response: api.Response, with_body: bool, keep: bool) -> bytes:
+def _to_bytes(response: api.Response, request_id: str, with_body: bool, keep: bool) -> bytes:
     head = f"HTTP/1.1 {response.status} {HTTPStatus(response.status).phrase}\r\nDate: {formatdate(usegmt=True)}\r\n"
-    head += _FIXED_HEADERS + "".join(f"{name}: {value}\r\n" for name, value in response.headers)
+    head += f"{_FIXED_HEADERS}X-Request-ID: {request_id}\r\n"
+    head += "".join(f"{name}: {value}\r\n" for name, value in response.headers)
     if response.status != HTTPStatus.NO_CONTENT:
         head += f"Content-Length: {len(response.body)}\r\n"
     if not keep:
