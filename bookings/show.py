@@ -1,55 +1,121 @@
 """python -m bookings.show: the bookings as a table, from a database opened read-only, whether the server runs or not.
 
-What a row holds is shown so that it cannot act on the terminal. This module knows no SQL and no HTTP.
+What a row holds is shown so that it cannot act on the terminal; rows are read and printed one by one, however many.
+This module knows no SQL and no HTTP.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
-from bookings.store import Booking, CannotOpen, all_bookings, default_database
+from bookings import fields
+from bookings.store import Booking, CannotOpen, default_database, reading
 
 
 def main() -> int:
-    """Print the table; the exit status, 1 where there is no database to show."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bookings.show", description="Print the bookings as a table."
-    )
-    parser.add_argument(
-        "--database",
-        default=default_database(),
-        help="the SQLite file (environment: BOOKINGS_DB; default: bookings.db beside run.py)",
-    )
-    settings = parser.parse_args()
+    """Print the bookings; the exit status, 1 where there is no database to show."""
+    settings = read_settings()
     # A terminal that cannot show a character gets its number instead of a traceback.
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
-        print_table(list(all_bookings(settings.database)))
+        with reading(settings.database) as reader:
+
+            def bookings() -> Iterator[Booking]:
+                return reader.bookings(
+                    settings.tenant, settings.at_least or "", settings.before or "", settings.limit
+                )
+
+            (print_json if settings.json else print_table)(bookings)
+            sys.stdout.flush()
     except CannotOpen as error:
         print(f"bookings.show: {error}", file=sys.stderr)
         return 1
     except BrokenPipeError:
         # The reader, `head` perhaps, has seen enough; Python would complain once more when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 
-def print_table(bookings: list[Booking]) -> None:
-    """A header, a line for each booking, and how many there are."""
+def read_settings() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bookings.show", description="Print the bookings as a table."
+    )
+    add_database_flag(parser)
+    parser.add_argument("--tenant", type=argument(fields.text), help="only this tenant's bookings")
+    parser.add_argument(
+        "--from",
+        dest="at_least",
+        type=argument(fields.instant),
+        help="only those that start at this instant or later, like 2026-01-01T10:00:00Z",
+    )
+    parser.add_argument(
+        "--to",
+        dest="before",
+        type=argument(fields.instant),
+        default="",
+        help="only those that start before it",
+    )
+    parser.add_argument("--limit", type=argument(whole_number), default=-1, help="only so many")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line instead of a table")
+    return parser.parse_args()
+
+
+def add_database_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--database",
+        default=default_database(),
+        help="the SQLite file (environment: BOOKINGS_DB; default: bookings.db beside run.py)",
+    )
+
+
+def argument(check: Callable[[str], object]) -> Callable[[str], object]:
+    """A check that raises ValueError, in the form in which argparse repeats what it says."""
+
+    def checked(value: str) -> object:
+        try:
+            return check(value)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{value!r} {error}") from None
+
+    return checked
+
+
+def whole_number(value: str) -> int:
+    if not (value.isascii() and value.isdigit() and int(value) > 0):
+        raise ValueError("is not a number from 1 up")
+    return int(value)
+
+
+def print_json(bookings: Callable[[], Iterable[Booking]]) -> None:
+    """One object a line, in ASCII: a character that could act on a terminal is an escape."""
+    for booking in bookings():
+        print(json.dumps(vars(booking)))
+
+
+def print_table(bookings: Callable[[], Iterable[Booking]]) -> None:
+    """A header, a line for each booking, and how many there are; read twice, first for the widths."""
     header = tuple(Booking.__dataclass_fields__)
-    rows = [header] + [
-        tuple(printable(str(value)) for value in vars(booking).values()) for booking in bookings
-    ]
-    widths = [max(map(width, column)) for column in zip(*rows)]
-    rows.insert(1, tuple("-" * columns for columns in widths))
-    for row in rows:
-        print(aligned(row, widths))
-    print(f"{len(bookings)} booking{'' if len(bookings) == 1 else 's'}")
-    sys.stdout.flush()
+    widths = [len(name) for name in header]
+    for booking in bookings():
+        widths = [max(columns, width(cell)) for columns, cell in zip(widths, cells(booking))]
+    print(aligned(header, widths))
+    print(aligned(["-" * columns for columns in widths], widths))
+    count = 0
+    for booking in bookings():
+        print(aligned(cells(booking), widths))
+        count += 1
+    print(f"{count} booking{'' if count == 1 else 's'}")
+
+
+def cells(booking: Booking) -> list[str]:
+    return [printable(str(value)) for value in vars(booking).values()]
 
 
 def aligned(row: Iterable[str], widths: Iterable[int]) -> str:
@@ -59,11 +125,15 @@ def aligned(row: Iterable[str], widths: Iterable[int]) -> str:
 
 def printable(text: str) -> str:
     """The text with what is not for printing, control characters above all, as Python escapes."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def width(text: str) -> int:
     """How many columns of a terminal the text takes."""
+    if text.isascii():
+        return len(text)
     return sum(
         0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text
     )

@@ -12,7 +12,7 @@ import os
 import re
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,12 +143,67 @@ class SQLiteStore:
             db.execute("SELECT 1 FROM bookings LIMIT 1").fetchone()
 
 
-def all_bookings(path: str) -> Iterator[Booking]:
-    """Every booking in order of tenant and start time, from a database opened read-only; raises CannotOpen."""
-    with _opening(path), closing(_connect(path, "ro")) as db:
-        _check_table(db)
-        for row in db.execute(f"SELECT {_COLUMNS} FROM bookings ORDER BY tenant_id, start_time_utc"):
-            yield Booking(*row)
+class Reader:
+    """One snapshot of a database, opened read-only, for those who look at it beside the server."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def count(self) -> int:
+        """How many bookings there are."""
+        return int(self._db.execute("SELECT count(*) FROM bookings").fetchone()[0])
+
+    def bookings(self, tenant_id: str | None, at_least: str, before: str, limit: int) -> Iterator[Booking]:
+        """Bookings in order of tenant and start time, one by one; None, "" and -1 are no bounds."""
+        one_tenant = "" if tenant_id is None else "tenant_id = :tenant_id AND"
+        bounds = {"tenant_id": tenant_id, "at_least": at_least, "before": before or "~", "limit": limit}
+        rows = self._db.execute(
+            f"""SELECT {_COLUMNS} FROM bookings
+            WHERE {one_tenant} start_time_utc >= :at_least AND start_time_utc < :before
+            ORDER BY tenant_id, start_time_utc LIMIT :limit""",
+            bounds,
+        )
+        return (Booking(*row) for row in rows)
+
+    def copy_to(self, path: str, progress: Callable[[int, int], None]) -> None:
+        """Copy the snapshot by SQLite's online backup, which keeps no writer waiting, into a file of its own.
+
+        `progress` is told the pages that remain and all. Raises CannotOpen where the copy is not a sound one.
+        """
+        with closing(sqlite3.connect(path, isolation_level=None)) as copy:
+            self._db.backup(copy, pages=1000, progress=lambda _, remaining, total: progress(remaining, total))
+            # One file, which can be read from a folder that cannot be written; a server turns it back.
+            copy.execute("PRAGMA journal_mode = DELETE")
+            found = copy.execute("PRAGMA integrity_check").fetchone()[0]
+            if found != "ok":
+                raise CannotOpen(f"the copy is not sound: {found}")
+            if Reader(copy).count() != self.count():
+                raise CannotOpen("the copy does not have all bookings")
+
+
+@contextmanager
+def reading(path: str) -> Iterator[Reader]:
+    """A snapshot of the bookings as they are now; raises CannotOpen."""
+    with _opening(path):
+        if not os.path.exists(path):
+            raise CannotOpen(f"there is no database at {path}; python run.py makes it")
+        with closing(_connect(path, "ro")) as db:
+            db.execute("BEGIN")
+            _check_table(db)
+            yield Reader(db)
+
+
+def insert_by_hand(path: str, tenant_id: str, start_time_utc: str, idempotency_key: str) -> str:
+    """Insert as a person with a SQL client does, past all of this program: "" or what SQLite says against it."""
+    with closing(sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)) as db:
+        try:
+            db.execute(
+                "INSERT INTO bookings (tenant_id, start_time_utc, idempotency_key) VALUES (?, ?, ?)",
+                (tenant_id, start_time_utc, idempotency_key),
+            )
+        except sqlite3.Error as error:
+            return str(error)
+    return ""
 
 
 def _explain(

@@ -1,0 +1,93 @@
+"""python -m bookings.backup FILE: a copy of the database while the server works.
+
+The copy is written beside its place and renamed into it only after it has been found sound and whole, so that FILE is
+a good copy or is not there. A failure leaves nothing behind. This module knows files; `store` knows how to copy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+import tempfile
+
+from bookings.show import add_database_flag
+from bookings.store import CannotOpen, reading
+
+
+def main() -> int:
+    """Copy; the exit status, 1 where there is no copy."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bookings.backup", description="Copy the database while the server works."
+    )
+    parser.add_argument("file", help="where the copy goes")
+    parser.add_argument("--force", action="store_true", help="replace the file if it is there")
+    add_database_flag(parser)
+    settings = parser.parse_args()
+    # A signal that would end the program at once would leave half a copy; as an exception it cleans up.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        count = back_up(settings.database, os.path.abspath(settings.file), settings.force)
+    except CannotOpen as error:
+        print(f"bookings.backup: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"bookings.backup: {settings.file}: {error.strerror}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    print(f"{count} booking{'' if count == 1 else 's'} copied to {os.path.abspath(settings.file)}")
+    return 0
+
+
+def back_up(database: str, target: str, force: bool) -> int:
+    """Copy the database to `target` and return how many bookings it has; raises CannotOpen or OSError."""
+    refuse_target(database, target, force)
+    with reading(database) as reader:
+        # Beside the target, since only within one file system is renaming a single step.
+        handle, partial = tempfile.mkstemp(dir=os.path.dirname(target), prefix=os.path.basename(target) + ".")
+        try:
+            os.close(handle)
+            reader.copy_to(partial, show_progress if sys.stderr.isatty() else lambda remaining, total: None)
+            shutil.copymode(database, partial)
+            sync(partial)
+            refuse_target(database, target, force)
+            os.replace(partial, target)
+        except BaseException:
+            for leftover in (partial, partial + "-journal", partial + "-wal", partial + "-shm"):
+                if os.path.exists(leftover):
+                    os.remove(leftover)
+            raise
+        if os.name != "nt":  # where a folder cannot be opened, and a rename is on the disk by itself
+            sync(os.path.dirname(target))
+        return reader.count()
+
+
+def refuse_target(database: str, target: str, force: bool) -> None:
+    if os.path.isdir(target):
+        raise CannotOpen(f"{target} is a folder; name a file in it")
+    if os.path.exists(target + "-wal"):
+        raise CannotOpen(f"{target} is a database in use; copying over it would ruin it")
+    if os.path.exists(target) and os.path.exists(database) and os.path.samefile(database, target):
+        raise CannotOpen(f"{target} is the database itself; name another file")
+    if os.path.exists(target) and not force:
+        raise CannotOpen(f"{target} exists; --force replaces it")
+
+
+def show_progress(remaining: int, total: int) -> None:
+    done = 100 * (total - remaining) // max(total, 1)
+    print(f"\r{done:3d} % of {total} pages", end="\n" if not remaining else "", file=sys.stderr, flush=True)
+
+
+def sync(path: str) -> None:
+    handle = os.open(path, os.O_RDWR if os.path.isfile(path) else os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
