@@ -146,8 +146,6 @@ def _problems(request: Request, query: fields.Query, match: Match[str], store: S
 
 
 def _problem(request: Request, query: fields.Query, match: Match[str], store: SQLiteStore) -> Response:
-    if match["name"] not in KINDS:
-        raise Problem("no-such-path", "There is no such problem; GET /problems lists them.")
     return _json(200, _explanation(match["name"]))
 
 
@@ -181,7 +179,7 @@ _ROUTES: Sequence[tuple[Pattern[str], Handlers]] = (
     (re.compile(r"/ready"), {"GET": (_ready, ())}),
     (re.compile(r"/openapi\.json"), {"GET": (_openapi, ())}),
     (re.compile(r"/problems"), {"GET": (_problems, ())}),
-    (re.compile(r"/problems/(?P<name>[a-z-]+)"), {"GET": (_problem, ())}),
+    (re.compile(rf"/problems/(?P<name>{'|'.join(KINDS)})"), {"GET": (_problem, ())}),
 )
 
 # origin-form or absolute-form (RFC 9112, section 3.2): every server must take the second, whatever host it names.
