@@ -20,12 +20,18 @@ from urllib.parse import parse_qsl
 from bookings.problems import FieldError, Problem
 
 Headers = Mapping[str, Sequence[str]]
+# What a value goes through: the value itself comes back, or TypeError or ValueError says what is wrong with it.
+Check = Callable[[object], str]
+# Somewhere that a value was sent: how to call it, the check it has to pass there, and the value.
+Place = tuple[str, Check, object]
 
 # Enough for any name or UUID that people use, and small enough for an index entry to stay on its page.
 MAX_CHARACTERS = 255
 # A page of this length is some 200 KB: one request, and no long wait for the ones behind it.
 MAX_PAGE = 1000
 PAGE_PARAMETERS = ("tenant_id", "from", "to", "after", "limit")
+# No request takes half as many; each one too many is answered with a sentence.
+MAX_PARAMETERS = 16
 # A booking is flat. What unknown members nest is bounded here, since Python versions differ in where they give up.
 MAX_DEPTH = 64
 
@@ -73,7 +79,7 @@ class PageRequest:
 
 def booking_request(headers: Headers, body: bytes) -> BookingRequest:
     """The booking that a POST asks for; Problem 400 or 415 with all that is wrong."""
-    media_types = [value.partition(";")[0].strip().lower() for value in headers.get("content-type", ())]
+    media_types = [value.partition(";")[0].strip(" \t").lower() for value in headers.get("content-type", ())]
     if media_types != ["application/json"]:
         raise Problem(
             "not-json",
@@ -82,13 +88,12 @@ def booking_request(headers: Headers, body: bytes) -> BookingRequest:
         )
     members = _members(body)
     errors: list[FieldError] = []
-    tenant_id = _agreed("tenant_id", text, _tenant_places(headers, members, "the body"), errors)
-    start_time_utc = _agreed(
-        "start_time_utc", instant, _member_places(members, "start_time_utc", "the body"), errors
-    )
-    key_places = _member_places(members, "idempotency_key", "the body")
-    key_places += [("the Idempotency-Key header", _unquoted(v)) for v in headers.get("idempotency-key", ())]
-    idempotency_key = _agreed("idempotency_key", text, key_places, errors)
+    tenant_id = _agreed("tenant_id", _tenant_places(headers, members, "the body"), errors)
+    start_places = _member_places(members, "start_time_utc", "the body", instant)
+    start_time_utc = _agreed("start_time_utc", start_places, errors)
+    key_places = _member_places(members, "idempotency_key", "the body", text)
+    key_places += _header_places(headers, "Idempotency-Key", _bare_or_quoted)
+    idempotency_key = _agreed("idempotency_key", key_places, errors)
     refuse(errors)
     return BookingRequest(tenant_id, start_time_utc, idempotency_key)
 
@@ -96,7 +101,7 @@ def booking_request(headers: Headers, body: bytes) -> BookingRequest:
 def tenant(headers: Headers, query: Query) -> str:
     """The tenant that a GET speaks for; Problem 400 with all that is wrong."""
     errors = list(query.errors)
-    tenant_id = _agreed("tenant_id", text, _tenant_places(headers, query.values, "the query"), errors)
+    tenant_id = _agreed("tenant_id", _tenant_places(headers, query.values, "the query"), errors)
     refuse(errors)
     return tenant_id
 
@@ -104,20 +109,17 @@ def tenant(headers: Headers, query: Query) -> str:
 def page_request(headers: Headers, query: Query) -> PageRequest:
     """The bookings that a GET asks for; Problem 400 with all that is wrong."""
     errors = list(query.errors)
-    tenant_id = _agreed("tenant_id", text, _tenant_places(headers, query.values, "the query"), errors)
-    at_least, before, after = (
-        _agreed(name, instant, _member_places(query.values, name, "the query"), errors)
-        if name in query.values
-        else ""
-        for name in ("from", "to", "after")
-    )
+    tenant_id = _agreed("tenant_id", _tenant_places(headers, query.values, "the query"), errors)
+    bounds = {name: "" for name in ("from", "to", "after")}
+    for name in bounds.keys() & query.values.keys():
+        bounds[name] = _agreed(name, _member_places(query.values, name, "the query", instant), errors)
     limit = query.values.get("limit", str(MAX_PAGE))
     if not _LIMIT.fullmatch(limit) or int(limit) > MAX_PAGE:
         errors.append(
             FieldError("limit", f"in the query is not a page's length; send a number from 1 to {MAX_PAGE}")
         )
     refuse(errors)
-    return PageRequest(tenant_id, at_least, before, after, int(limit))
+    return PageRequest(tenant_id, bounds["from"], bounds["to"], bounds["after"], int(limit))
 
 
 def parse_query(raw: str, known: Sequence[str]) -> Query:
@@ -125,7 +127,7 @@ def parse_query(raw: str, known: Sequence[str]) -> Query:
     try:
         if _BAD_PERCENT.search(raw):
             raise ValueError("a % is not followed by two hexadecimal digits; send a literal one as %25")
-        pairs = parse_qsl(raw, keep_blank_values=True, strict_parsing=True, errors="strict") if raw else []
+        pairs = parse_qsl(raw, True, True, errors="strict", max_num_fields=MAX_PARAMETERS) if raw else []
     except ValueError as error:
         detail = f"is not of the form name=value&name=value in percent-encoded UTF-8: {error}"
         return Query({}, (FieldError("query", detail),))
@@ -166,6 +168,10 @@ def instant(value: object) -> str:
         raise ValueError(
             f"is not in the calendar: {error}; years go from 0001 to 9999, hours to 23, seconds to 59"
         ) from None
+    if match["fraction"] and match["fraction"].strip("0"):
+        raise ValueError(
+            "has a fraction of a second; slots start on whole seconds, like 2026-01-01T10:00:00Z"
+        )
     if not match["offset"]:
         raise ValueError(f"has no offset; if it is in UTC, send {canonical}")
     if match["sign"]:
@@ -174,8 +180,6 @@ def instant(value: object) -> str:
             raise ValueError("has an offset that does not exist; send it in UTC, like 2026-01-01T10:00:00Z")
         if offset:
             raise ValueError(f"is not in UTC; {_utc_equivalent(when, offset, match['sign'])}")
-    if match["fraction"] and match["fraction"].strip("0"):
-        raise ValueError(f"has a fraction of a second; slots start on whole seconds, like {canonical}")
     return canonical
 
 
@@ -187,23 +191,20 @@ def _utc_equivalent(when: datetime, offset: timedelta, sign: str) -> str:
     return f"its UTC equivalent is {utc.isoformat()}Z"
 
 
-def _agreed(
-    field: str, check: Callable[[object], str], places: Sequence[tuple[str, object]], errors: list[FieldError]
-) -> str:
+def _agreed(field: str, places: Sequence[Place], errors: list[FieldError]) -> str:
     """The one checked value found in `places`; otherwise "", with what is wrong added to `errors`."""
     values = set()
-    for place, value in places:
+    for where, check, value in places:
         try:
             values.add(check(value))
         except (TypeError, ValueError) as error:
-            errors.append(FieldError(field, f"in {place} {error}"))
+            errors.append(FieldError(field, f"in {where} {error}"))
             values.add("")
     if not places:
         errors.append(FieldError(field, _MISSING[field]))
     elif len(values) > 1 and "" not in values:
-        errors.append(
-            FieldError(field, f"differs between {' and '.join(place for place, _ in places)}; send one value")
-        )
+        where = " and ".join(where for where, _, _ in places)
+        errors.append(FieldError(field, f"differs between {where}; send one value"))
     return values.pop() if len(values) == 1 else ""
 
 
@@ -214,18 +215,28 @@ _MISSING = {
 }
 
 
-def _member_places(members: Mapping[str, object], name: str, where: str) -> list[tuple[str, object]]:
-    return [(where, members[name])] if name in members else []
+def _member_places(members: Mapping[str, object], name: str, where: str, check: Check) -> list[Place]:
+    return [(where, check, members[name])] if name in members else []
 
 
-def _tenant_places(headers: Headers, members: Mapping[str, object], where: str) -> list[tuple[str, object]]:
-    in_headers = [("the X-Tenant-ID header", value) for value in headers.get("x-tenant-id", ())]
-    return _member_places(members, "tenant_id", where) + in_headers
+def _header_places(headers: Headers, name: str, check: Check) -> list[Place]:
+    return [(f"the {name} header", check, value) for value in headers.get(name.lower(), ())]
 
 
-def _unquoted(value: str) -> str:
-    match = _QUOTED.fullmatch(value)
-    return re.sub(r"\\(.)", r"\1", match[1]) if match else value
+def _tenant_places(headers: Headers, members: Mapping[str, object], where: str) -> list[Place]:
+    return _member_places(members, "tenant_id", where, text) + _header_places(headers, "X-Tenant-ID", text)
+
+
+def _bare_or_quoted(value: object) -> str:
+    """A key as a header carries it (RFC 9651, section 3.3.3, quotes a string; most clients do not)."""
+    if isinstance(value, str) and value.startswith('"'):
+        match = _QUOTED.fullmatch(value)
+        if not match:
+            raise ValueError(
+                'begins with a double quote, but is not one string like "key"; send the key bare'
+            )
+        value = re.sub(r"\\(.)", r"\1", match[1])
+    return text(value)
 
 
 def _members(body: bytes) -> dict[str, Any]:

@@ -265,7 +265,7 @@ class _Connection(socketserver.BaseRequestHandler):
         self.request.settimeout(remaining)
         try:
             received = self.request.recv(65536)
-        except TimeoutError:
+        except socket.timeout:  # noqa: UP041 - before Python 3.10 it is no TimeoutError
             raise late from None
         if not received:
             raise Closed
