@@ -110,9 +110,10 @@ def page_request(headers: Headers, query: Query) -> PageRequest:
     """The bookings that a GET asks for; Problem 400 with all that is wrong."""
     errors = list(query.errors)
     tenant_id = _agreed("tenant_id", _tenant_places(headers, query.values, "the query"), errors)
-    bounds = {name: "" for name in ("from", "to", "after")}
-    for name in bounds.keys() & query.values.keys():
-        bounds[name] = _agreed(name, _member_places(query.values, name, "the query", instant), errors)
+    bounds = dict.fromkeys(("from", "to", "after"), "")
+    for name in bounds:
+        if name in query.values:
+            bounds[name] = _agreed(name, _member_places(query.values, name, "the query", instant), errors)
     limit = query.values.get("limit", str(MAX_PAGE))
     if not _LIMIT.fullmatch(limit) or int(limit) > MAX_PAGE:
         errors.append(
