@@ -35,6 +35,9 @@ def main() -> int:
     except BrokenPipeError:
         # The reader, `head` perhaps, has seen enough; Python would complain once more when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        print(f"bookings.show: cannot print: {error.strerror}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -65,7 +68,8 @@ def printable(text: str) -> str:
 def width(text: str) -> int:
     """How many columns of a terminal the text takes."""
     return sum(
-        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text
+        0 if unicodedata.category(c) in ("Mn", "Me") else 2 if unicodedata.east_asian_width(c) in "WF" else 1
+        for c in text
     )
 
 
