@@ -13,6 +13,7 @@ import os
 import signal
 import threading
 import time
+from typing import NoReturn  # noqa: F401 - named in a type comment
 
 from bookings.server import BookingServer
 from bookings.store import CannotOpen, SQLiteStore, default_database
@@ -22,6 +23,8 @@ def main():
     # type: () -> int
     """Serve until a signal asks to stop; the exit status."""
     settings = read_settings()
+    # A path may have characters that the terminal cannot show.
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     log_to_stderr(logging.WARNING if settings.quiet else logging.INFO)
     try:
         store = SQLiteStore(settings.database)
@@ -29,9 +32,10 @@ def main():
         return fail(str(error))
     try:
         server = BookingServer(settings.host, settings.port, store)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the second for a host that cannot be a name
         store.close()
-        return fail("cannot listen on " + address(settings.host, settings.port) + ": " + str(error.strerror))
+        why = getattr(error, "strerror", None) or str(error)
+        return fail("cannot listen on " + address(settings.host, settings.port) + ": " + why)
     stop_on_signals(server)
     where = address(settings.host, server.server_address[1])
     sys.stdout.write("Bookings on http://" + where + ", database " + store.path + "\n")
@@ -43,11 +47,17 @@ def main():
     return 0
 
 
+class OneLineParser(argparse.ArgumentParser):
+    """Says what is wrong with a setting in one line."""
+
+    def error(self, message):
+        # type: (str) -> NoReturn
+        self.exit(2, self.prog + ": " + message + "; --help explains the settings\n")
+
+
 def read_settings():
     # type: () -> argparse.Namespace
-    parser = argparse.ArgumentParser(
-        description="Serve bookings over HTTP: at most one per tenant and start time."
-    )
+    parser = OneLineParser(description="Serve bookings over HTTP: at most one per tenant and start time.")
     parser.add_argument(
         "--port",
         type=port_number,
@@ -121,4 +131,7 @@ def fail(message):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:  # before it serves; from then on, stop_on_signals sees to it
+        sys.exit(130)

@@ -184,12 +184,15 @@ class Reader:
 @contextmanager
 def reading(path: str) -> Iterator[Reader]:
     """A snapshot of the bookings as they are now; raises CannotOpen."""
+    path = os.path.abspath(path)
     with _opening(path):
         if not os.path.exists(path):
             raise CannotOpen(f"there is no database at {path}; python run.py makes it")
-        with closing(_connect(path, "ro")) as db:
+        # A reader of a WAL database keeps a file beside it. Where it cannot, and no server has one there, nobody writes.
+        alone = not os.access(os.path.dirname(path), os.W_OK) and not os.path.exists(path + "-wal")
+        with closing(_connect(path, "ro&immutable=1" if alone else "ro")) as db:
             db.execute("BEGIN")
-            _check_table(db)
+            _check_table(db, path)
             yield Reader(db)
 
 
@@ -249,15 +252,21 @@ _TROUBLES = {"database is locked": Trouble.BUSY, "database or disk is full": Tro
 def _create(path: str) -> sqlite3.Connection:
     """The database at `path`, made where it is missing, as an open connection; raises CannotOpen."""
     with _opening(path):
+        # SQLite would open it all the same, and let nobody write.
+        if os.path.exists(path) and not os.access(path, os.W_OK):
+            raise CannotOpen(f"{path}: this user may not write it")
         db = _connect(path, "rwc")
         try:
+            # Before anything is changed, so that a database of somebody else's stays as it is.
+            if _table_text(db) is not None:
+                _check_table(db, path)
             mode = _switch_to_wal(db)
             if mode != "wal":
                 raise CannotOpen(f"{path}: cannot use a write-ahead log here (its journal mode stays {mode})")
-            # The write lock shows that the file can be written, and lets two servers start on one new file.
+            # In one transaction, so that two servers can start on one new file.
             db.execute("BEGIN IMMEDIATE")
             db.execute(_schema())
-            _check_table(db)
+            _check_table(db, path)
             db.execute("COMMIT")
         except BaseException:
             db.close()
@@ -285,7 +294,7 @@ def _opening(path: str) -> Iterator[None]:
         raise CannotOpen(f"this Python has SQLite {sqlite3.sqlite_version}; bookings needs {oldest} or newer")
     if os.path.isdir(path):
         raise CannotOpen(f"{path} is a folder; name a file in it")
-    if not os.path.isdir(os.path.dirname(os.path.abspath(path))):
+    if not os.path.isdir(os.path.dirname(path)):
         raise CannotOpen(f"{path}: its folder does not exist")
     try:
         yield
@@ -297,16 +306,16 @@ def _schema() -> str:
     return (_HERE / "schema.sql").read_text(encoding="utf-8")
 
 
-def _check_table(db: sqlite3.Connection) -> None:
+def _check_table(db: sqlite3.Connection, path: str) -> None:
     """Refuse a table that is not the one of schema.sql: its rules are the whole guarantee."""
     with closing(sqlite3.connect(":memory:")) as model:
         model.execute(_schema())
         expected = _table_text(model)
     found = _table_text(db)
     if found is None:
-        raise CannotOpen("the database has no bookings table; is it another program's?")
+        raise CannotOpen(f"{path}: there is no bookings table in it; is it another program's?")
     if found != expected:
-        raise CannotOpen("the bookings table in this database is not the one of schema.sql; use another file")
+        raise CannotOpen(f"{path}: its bookings table is not the one of schema.sql; use another file")
 
 
 def _table_text(db: sqlite3.Connection) -> str | None:
