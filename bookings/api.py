@@ -53,13 +53,11 @@ def answer(request: Request, store: SQLiteStore) -> Response:
             if not handler:
                 return _options(request, _methods(handlers))
             query = fields.parse_query(target["query"] or "", known)
-            if not known:
-                fields.refuse(query.errors)
             try:
                 return handler(request, query, match, store)
             except Unavailable as error:
                 kind, detail = _TROUBLES[error.trouble]
-                raise Problem(kind, detail, headers=[("Retry-After", _RETRY_SECONDS)]) from error
+                raise Problem(kind, detail, headers=[("Retry-After", _RETRY_SECONDS)]) from error.__cause__
     raise Problem("no-such-path", "Send the request to /bookings, or to what GET / lists.")
 
 
@@ -78,7 +76,7 @@ def refusal(problem: Problem, request_id: str | None = None) -> Response:
 
 
 def _book(request: Request, query: fields.Query, match: Match[str], store: SQLiteStore) -> Response:
-    asked = fields.booking_request(request.headers, request.body)
+    asked = fields.booking_request(request.headers, query, request.body)
     outcome, booking = store.book(asked.tenant_id, asked.start_time_utc, asked.idempotency_key)
     if outcome is Outcome.CREATED and booking:
         return _json(201, vars(booking), [("Location", f"/bookings/{booking.id}")])
@@ -122,30 +120,31 @@ def _show(request: Request, query: fields.Query, match: Match[str], store: SQLit
     return _json(200, vars(booking))
 
 
-def _index(request: Request, query: fields.Query, match: Match[str], store: SQLiteStore) -> Response:
+def _index(store: SQLiteStore) -> Response:
     paths = ("/bookings", "/live", "/ready", "/openapi.json", "/problems")
     return _json(200, {"service": "bookings", "links": {path[1:].partition(".")[0]: path for path in paths}})
 
 
-def _live(request: Request, query: fields.Query, match: Match[str], store: SQLiteStore) -> Response:
+def _live(store: SQLiteStore) -> Response:
     return _json(200, {"status": "live"})
 
 
-def _ready(request: Request, query: fields.Query, match: Match[str], store: SQLiteStore) -> Response:
+def _ready(store: SQLiteStore) -> Response:
     store.ping()
     return _json(200, {"status": "ready"})
 
 
-def _openapi(request: Request, query: fields.Query, match: Match[str], store: SQLiteStore) -> Response:
+def _openapi(store: SQLiteStore) -> Response:
     document = Path(__file__).with_name("openapi.json").read_bytes()
     return Response(200, (("Content-Type", "application/json"),), document)
 
 
-def _problems(request: Request, query: fields.Query, match: Match[str], store: SQLiteStore) -> Response:
+def _problems(store: SQLiteStore) -> Response:
     return _json(200, [_explanation(name) for name in KINDS])
 
 
 def _problem(request: Request, query: fields.Query, match: Match[str], store: SQLiteStore) -> Response:
+    fields.refuse(query.errors)
     return _json(200, _explanation(match["name"]))
 
 
@@ -170,15 +169,25 @@ def _methods(handlers: Handlers) -> Sequence[str]:
     return [*handlers, *(["HEAD"] if "GET" in handlers else []), "OPTIONS"]
 
 
+def _page(page: Callable[[SQLiteStore], Response]) -> Handlers:
+    """The handlers of a path that is only read, and the same for whoever asks however."""
+
+    def handler(request: Request, query: fields.Query, match: Match[str], store: SQLiteStore) -> Response:
+        fields.refuse(query.errors)
+        return page(store)
+
+    return {"GET": (handler, ())}
+
+
 # An id has at most 16 digits (schema.sql), so that every number that matches fits SQLite's 64 bits.
 _ROUTES: Sequence[tuple[Pattern[str], Handlers]] = (
     (re.compile(r"/bookings"), {"GET": (_list, fields.PAGE_PARAMETERS), "POST": (_book, ())}),
     (re.compile(r"/bookings/(?P<id>[1-9][0-9]{0,15})"), {"GET": (_show, ("tenant_id",))}),
-    (re.compile(r"/"), {"GET": (_index, ())}),
-    (re.compile(r"/live"), {"GET": (_live, ())}),
-    (re.compile(r"/ready"), {"GET": (_ready, ())}),
-    (re.compile(r"/openapi\.json"), {"GET": (_openapi, ())}),
-    (re.compile(r"/problems"), {"GET": (_problems, ())}),
+    (re.compile(r"/"), _page(_index)),
+    (re.compile(r"/live"), _page(_live)),
+    (re.compile(r"/ready"), _page(_ready)),
+    (re.compile(r"/openapi\.json"), _page(_openapi)),
+    (re.compile(r"/problems"), _page(_problems)),
     (re.compile(rf"/problems/(?P<name>{'|'.join(KINDS)})"), {"GET": (_problem, ())}),
 )
 

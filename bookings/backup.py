@@ -13,8 +13,7 @@ import signal
 import sys
 import tempfile
 
-from bookings.show import add_database_flag
-from bookings.store import CannotOpen, reading
+from bookings.store import CannotOpen, default_database, reading
 
 
 def main() -> int:
@@ -24,7 +23,11 @@ def main() -> int:
     )
     parser.add_argument("file", help="where the copy goes")
     parser.add_argument("--force", action="store_true", help="replace the file if it is there")
-    add_database_flag(parser)
+    parser.add_argument(
+        "--database",
+        default=default_database(),
+        help="the SQLite file (environment: BOOKINGS_DB; default: bookings.db beside run.py)",
+    )
     settings = parser.parse_args()
     # A signal that would end the program at once would leave half a copy; as an exception it cleans up.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
@@ -38,7 +41,7 @@ def main() -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    print(f"{count} booking{'' if count == 1 else 's'} copied to {os.path.abspath(settings.file)}")
+    print(f"{count} booking{'' if count == 1 else 's'} copied to {settings.file}")
     return 0
 
 

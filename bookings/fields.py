@@ -77,7 +77,7 @@ class PageRequest:
     limit: int
 
 
-def booking_request(headers: Headers, body: bytes) -> BookingRequest:
+def booking_request(headers: Headers, query: Query, body: bytes) -> BookingRequest:
     """The booking that a POST asks for; Problem 400 or 415 with all that is wrong."""
     media_types = [value.partition(";")[0].strip(" \t").lower() for value in headers.get("content-type", ())]
     if media_types != ["application/json"]:
@@ -87,7 +87,7 @@ def booking_request(headers: Headers, body: bytes) -> BookingRequest:
             headers=[("Accept", "application/json")],
         )
     members = _members(body)
-    errors: list[FieldError] = []
+    errors = list(query.errors)
     tenant_id = _agreed("tenant_id", _tenant_places(headers, members, "the body"), errors)
     start_places = _member_places(members, "start_time_utc", "the body", instant)
     start_time_utc = _agreed("start_time_utc", start_places, errors)
@@ -131,7 +131,7 @@ def parse_query(raw: str, known: Sequence[str]) -> Query:
         pairs = parse_qsl(raw, True, True, errors="strict", max_num_fields=MAX_PARAMETERS) if raw else []
     except ValueError as error:
         detail = f"is not of the form name=value&name=value in percent-encoded UTF-8: {error}"
-        return Query({}, (FieldError("query", detail),))
+        refuse([FieldError("query", detail)])
     names = [name for name, _ in pairs]
     takes = f"this request takes {', '.join(known)}" if known else "this request takes no parameters"
     errors = [FieldError(_shown(name), f"is unknown; {takes}") for name in names if name not in known]

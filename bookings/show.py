@@ -50,7 +50,11 @@ def read_settings() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bookings.show", description="Print the bookings as a table."
     )
-    add_database_flag(parser)
+    parser.add_argument(
+        "--database",
+        default=default_database(),
+        help="the SQLite file (environment: BOOKINGS_DB; default: bookings.db beside run.py)",
+    )
     parser.add_argument("--tenant", type=argument(fields.text), help="only this tenant's bookings")
     parser.add_argument(
         "--from",
@@ -59,23 +63,11 @@ def read_settings() -> argparse.Namespace:
         help="only those that start at this instant or later, like 2026-01-01T10:00:00Z",
     )
     parser.add_argument(
-        "--to",
-        dest="before",
-        type=argument(fields.instant),
-        default="",
-        help="only those that start before it",
+        "--to", dest="before", type=argument(fields.instant), help="only those that start before it"
     )
     parser.add_argument("--limit", type=argument(whole_number), default=-1, help="only so many")
     parser.add_argument("--json", action="store_true", help="one JSON object a line instead of a table")
     return parser.parse_args()
-
-
-def add_database_flag(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--database",
-        default=default_database(),
-        help="the SQLite file (environment: BOOKINGS_DB; default: bookings.db beside run.py)",
-    )
 
 
 def argument(check: Callable[[str], object]) -> Callable[[str], object]:

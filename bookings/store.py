@@ -117,7 +117,8 @@ class SQLiteStore:
                 if not str(error).startswith("UNIQUE constraint failed"):
                     raise
                 return _explain(db, tenant_id, start_time_utc, idempotency_key)
-            assert cursor.lastrowid is not None
+            if cursor.rowcount != 1 or cursor.lastrowid is None:
+                raise sqlite3.DatabaseError("the INSERT was ignored, by a trigger perhaps")
             return Outcome.CREATED, Booking(cursor.lastrowid, *row)
 
     def bookings_of(self, tenant_id: str, at_least: str, before: str, after: str, limit: int) -> Page:
@@ -156,10 +157,10 @@ class Reader:
     def bookings(self, tenant_id: str | None, at_least: str, before: str, limit: int) -> Iterator[Booking]:
         """Bookings in order of tenant and start time, one by one; None, "" and -1 are no bounds."""
         one_tenant = "" if tenant_id is None else "tenant_id = :tenant_id AND"
-        bounds = {"tenant_id": tenant_id, "at_least": at_least, "before": before or "~", "limit": limit}
+        bounds = {"tenant_id": tenant_id, "at_least": at_least, "before": before, "limit": limit}
         rows = self._db.execute(
             f"""SELECT {_COLUMNS} FROM bookings
-            WHERE {one_tenant} start_time_utc >= :at_least AND start_time_utc < :before
+            WHERE {one_tenant} start_time_utc >= :at_least AND (:before = '' OR start_time_utc < :before)
             ORDER BY tenant_id, start_time_utc LIMIT :limit""",
             bounds,
         )

@@ -48,7 +48,16 @@ class Server:
         }
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
-                [sys.executable, str(program), "--port", "0", "--database", str(self.database), *flags],
+                [
+                    sys.executable,
+                    str(program),
+                    "--quiet",
+                    "--port",
+                    "0",
+                    "--database",
+                    str(self.database),
+                    *flags,
+                ],
                 env={**inherited, **environment},
                 stdout=subprocess.PIPE,
                 stderr=log,

@@ -534,8 +534,8 @@ def test_imports_point_down_only() -> None:
         ("sqlite3", {"store"}),
         ("socket", {"server"}),
         ("socketserver", {"server"}),
-        ("http", {"server"}),
-        ("json", {"api", "fields"}),
+        ("http", {"server", "prove"}),
+        ("json", {"api", "fields", "show", "prove"}),
     ],
 )
 def test_a_room_knows_only_what_is_its_own(library: str, rooms: set[str]) -> None:
