@@ -99,7 +99,7 @@ def in_a_shell(command: str, folder: Path, environment: dict[str, str]) -> str:
 
 
 def normalised(text: str) -> str:
-    text = re.sub(rf'("created_at":)"{CANONICAL.pattern}"', r"\1", text.replace("\r\n", "\n"))
+    text = re.sub(rf'("created_at": ?)"{CANONICAL.pattern}"', r"\1", text.replace("\r\n", "\n"))
     text = re.sub(rf"{CANONICAL.pattern}$", "", text, flags=re.MULTILINE)
     text = re.sub(r"^(Date:) .* GMT$", r"\1", text, flags=re.MULTILINE)
     text = re.sub(r"^(X-Request-ID:) [0-9a-f]{16}$", r"\1", text, flags=re.MULTILINE)
