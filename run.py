@@ -10,13 +10,12 @@ if sys.hexversion < 0x03090000:
 import argparse
 import logging
 import os
-import signal
-import threading
 import time
 from typing import NoReturn  # noqa: F401 - named in a type comment
 
-from bookings.server import BookingServer
+from bookings.server import listen
 from bookings.store import CannotOpen, SQLiteStore, default_database
+from bookings.workers import default_count, serve
 
 
 def main():
@@ -27,24 +26,19 @@ def main():
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     log_to_stderr(logging.WARNING if settings.quiet else logging.INFO)
     try:
+        # Made and checked before anything else, so that what is wrong with it is said at once.
         store = SQLiteStore(settings.database)
+        store.close()
+        listener = listen(settings.host, settings.port)
+        where = address(settings.host, listener.getsockname()[1])
+        sys.stdout.write("Bookings on http://" + where + ", database " + store.path + "\n")
+        sys.stdout.flush()
+        return serve(listener, settings.database, settings.workers)
     except CannotOpen as error:
         return fail(str(error))
-    try:
-        server = BookingServer(settings.host, settings.port, store)
     except (OSError, UnicodeError) as error:  # the second for a host that cannot be a name
-        store.close()
         why = getattr(error, "strerror", None) or str(error)
         return fail("cannot listen on " + address(settings.host, settings.port) + ": " + why)
-    stop_on_signals(server)
-    where = address(settings.host, server.server_address[1])
-    sys.stdout.write("Bookings on http://" + where + ", database " + store.path + "\n")
-    sys.stdout.flush()
-    server.serve_forever()
-    server.server_close()
-    server.drain()
-    store.close()
-    return 0
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -74,6 +68,12 @@ def read_settings():
         default=default_database(),
         help="the SQLite file, made if missing (environment: BOOKINGS_DB; default: bookings.db beside run.py)",
     )
+    parser.add_argument(
+        "--workers",
+        type=worker_count,
+        default=os.environ.get("WORKERS") or str(default_count()),
+        help="how many processes serve (environment: WORKERS; default: one for each processor, one on Windows)",
+    )
     parser.add_argument("--quiet", action="store_true", help="log faults, but no line for each request")
     return parser.parse_args()
 
@@ -102,26 +102,18 @@ def port_number(text):
     return int(text)
 
 
+def worker_count(text):
+    # type: (str) -> int
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 999):
+        raise argparse.ArgumentTypeError("not a number of workers: " + repr(text) + "; give one from 1 up")
+    if int(text) > 1 and not hasattr(os, "fork"):
+        raise argparse.ArgumentTypeError("this system cannot share a port among workers; give 1")
+    return int(text)
+
+
 def address(host, port):
     # type: (str, int) -> str
     return ("[" + host + "]" if ":" in host else host) + ":" + str(port)
-
-
-def stop_on_signals(server):
-    # type: (BookingServer) -> None
-    """The first signal lets the server finish what it has begun; a second one ends it at once."""
-    names = ("SIGINT", "SIGTERM", "SIGBREAK")  # the last is Ctrl+Break, on Windows alone
-    signals = [getattr(signal, name) for name in names if hasattr(signal, name)]
-
-    def stop(number, frame):
-        # type: (int, object) -> None
-        for each in signals:
-            signal.signal(each, signal.SIG_DFL)
-        # Not here: the handler runs in the thread that serves, and would wait for itself.
-        threading.Thread(target=server.shutdown).start()
-
-    for each in signals:
-        signal.signal(each, stop)
 
 
 def fail(message):

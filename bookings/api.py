@@ -105,10 +105,10 @@ def _list(request: Request, query: fields.Query, match: Match[str], store: SQLit
     page = store.bookings_of(asked.tenant_id, asked.at_least, asked.before, asked.after, asked.limit)
     headers = []
     if page.more:
-        following = {**query.values, "tenant_id": asked.tenant_id, "after": page.bookings[-1].start_time_utc}
+        following = {**query.values, "tenant_id": asked.tenant_id, "after": page.last_start}
         target = f"/bookings?{urlencode(following, safe=':', quote_via=quote)}"
         headers.append(("Link", f'<{target}>; rel="next"'))
-    return _json(200, [vars(booking) for booking in page.bookings], headers)
+    return Response(200, (_JSON, *headers), page.array.encode() + b"\n")
 
 
 def _show(request: Request, query: fields.Query, match: Match[str], store: SQLiteStore) -> Response:
@@ -136,7 +136,7 @@ def _ready(store: SQLiteStore) -> Response:
 
 def _openapi(store: SQLiteStore) -> Response:
     document = Path(__file__).with_name("openapi.json").read_bytes()
-    return Response(200, (("Content-Type", "application/json"),), document)
+    return Response(200, (_JSON,), document)
 
 
 def _problems(store: SQLiteStore) -> Response:
@@ -196,6 +196,8 @@ _TARGET = re.compile(r"(?:(?=/)|[Hh][Tt][Tt][Pp][Ss]?://[^/?#]+)(?P<path>/[^?#]*
 
 # A second is longer than any commit, and short enough that a client which obeys is not kept waiting.
 _RETRY_SECONDS = "1"
+
+_JSON = ("Content-Type", "application/json")
 
 _TROUBLES = {
     Trouble.BUSY: (

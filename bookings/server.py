@@ -70,6 +70,23 @@ _FIXED_HEADERS = "Cache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n
 _logger = logging.getLogger("bookings")
 
 
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens; raises OSError, or UnicodeError for a host that cannot be a name."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        if os.name != "nt":  # where the option would let a second server take the port of the first
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, True)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
+    # Several processes wait for the same connection, and all but one find that it is gone.
+    listener.setblocking(False)
+    return listener
+
+
 class Closed(Exception):
     """The connection is at its end, without an answer: the client left, or had nothing more to ask."""
 
@@ -77,23 +94,16 @@ class Closed(Exception):
 class BookingServer(ThreadingHTTPServer):
     """Accepts connections and gives each a thread, until `shutdown`; then `drain` lets those in flight finish."""
 
-    request_queue_size = BACKLOG
-    # On Windows the option would let a second server take the port of the first.
-    allow_reuse_address = os.name != "nt"
-
-    def __init__(self, host: str, port: int, store: SQLiteStore) -> None:
+    def __init__(self, listener: socket.socket, store: SQLiteStore) -> None:
+        super().__init__(listener.getsockname(), _Connection, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listener
         self.store = store
         self.stopping = False
         self.idle: set[socket.socket] = set()
         self._room = threading.Semaphore(MAX_CONNECTIONS)
         self._connections = 0
         self._ended = threading.Condition()
-        self.address_family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        super().__init__((host, port), _Connection)
-
-    def server_bind(self) -> None:
-        # HTTPServer's own would look the host's name up, which takes seconds where there is no name server.
-        socketserver.TCPServer.server_bind(self)
 
     def get_request(self) -> tuple[socket.socket, Any]:
         # An OSError tells the accept loop that there is no connection yet; it asks again.

@@ -17,15 +17,23 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # Windows has none, and gets by with SQLite's own waiting
+    fcntl = None  # type: ignore[assignment]
+
 OLDEST_SQLITE = (3, 34, 0)
 # How long a statement waits for another writer before the answer is "busy". A commit takes milliseconds, so only a
 # queue of hundreds, or a SQL client that sits on a transaction, lasts this long; most HTTP clients give up after 10 s.
 BUSY_SECONDS = 5.0
 
 _COLUMNS = "id, tenant_id, start_time_utc, idempotency_key, created_at"
-# Answered from the index of UNIQUE (tenant_id, start_time_utc), without a sort: a page costs the same in any table.
-PAGE = f"""SELECT {_COLUMNS} FROM bookings
-    WHERE tenant_id = ? AND start_time_utc > ? AND start_time_utc < ? ORDER BY start_time_utc LIMIT ?"""
+# Answered from the index of UNIQUE (tenant_id, start_time_utc), without a sort: a page costs the same in any table. As
+# one row of JSON, because `sqlite3` gives up the GIL at every row: with 16 clients 2900 lists/s against 1550.
+PAGE = """SELECT json_group_array(json_object('id', id, 'tenant_id', tenant_id, 'start_time_utc', start_time_utc,
+        'idempotency_key', idempotency_key, 'created_at', created_at)), count(*), max(start_time_utc)
+    FROM (SELECT * FROM bookings WHERE tenant_id = ? AND start_time_utc > ? AND start_time_utc < ?
+        ORDER BY start_time_utc LIMIT ?)"""
 
 _HERE = Path(__file__).resolve().parent.parent
 
@@ -43,9 +51,13 @@ class Booking:
 
 @dataclass(frozen=True)
 class Page:
-    """Some of a tenant's bookings in order, and whether more follow within the same bounds."""
+    """Some of a tenant's bookings in order.
 
-    bookings: list[Booking]
+    `array` is a JSON array of them, `last_start` when the last one starts, and `more` whether others follow.
+    """
+
+    array: str
+    last_start: str | None
     more: bool
 
 
@@ -92,9 +104,11 @@ class SQLiteStore:
 
     def __init__(self, path: str) -> None:
         self.path = os.path.abspath(path)
+        self._wal = self.path + "-wal"
         # Never used by a request: while one connection is open, closing the others does not checkpoint and delete the
         # WAL, which at low load was most of the cost of an insert (1187 us against 417).
         self._kept_open = _create(self.path)
+        self._uri = _uri(self.path, "rw")
 
     def close(self) -> None:
         self._kept_open.close()
@@ -105,34 +119,35 @@ class SQLiteStore:
         """Book the slot. The booking comes with CREATED and REPLAYED only; all that it tells of is on the disk."""
         created_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         row = (tenant_id, start_time_utc, idempotency_key, created_at)
-        with _connection(self.path) as db:
-            try:
-                cursor = db.execute(
-                    "INSERT INTO bookings (tenant_id, start_time_utc, idempotency_key, created_at) VALUES (?, ?, ?, ?)",
-                    row,
-                )
-            except sqlite3.IntegrityError as error:
-                # Which UNIQUE was violated cannot be read here, since SQLite names only one of two; but a CHECK or
-                # somebody's trigger is no taken slot.
-                if not str(error).startswith("UNIQUE constraint failed"):
-                    raise
-                return _explain(db, tenant_id, start_time_utc, idempotency_key)
-            if cursor.rowcount != 1 or cursor.lastrowid is None:
-                raise sqlite3.DatabaseError("the INSERT was ignored, by a trigger perhaps")
-            return Outcome.CREATED, Booking(cursor.lastrowid, *row)
+        with _troubles(), _descriptor(self._wal) as wal:
+            deadline = time.monotonic() + BUSY_SECONDS
+            with closing(_connect(self._uri)) as db:
+                # A commit in NORMAL leaves the sync of the WAL to us. In FULL it would sync the WAL and its folder while
+                # it holds the write lock: with a disk of 4 ms and 16 clients that was 107 bookings/s against 2233.
+                db.execute("PRAGMA synchronous = NORMAL")
+                with _turn(wal):
+                    waited = time.monotonic() - deadline + BUSY_SECONDS
+                    if waited > 0.1:
+                        db.execute(f"PRAGMA busy_timeout = {max(0, int(1000 * (BUSY_SECONDS - waited)))}")
+                    decided = _decide(db, row)
+            # Whatever the outcome tells of was committed before, by this request or by another that may not have synced
+            # yet. Here nobody waits for the disk but this request, and those that sync at the same time share the wait.
+            _sync(wal)
+        return decided
 
     def bookings_of(self, tenant_id: str, at_least: str, before: str, after: str, limit: int) -> Page:
         """A tenant's first `limit` bookings within the bounds, in order of their start times; "" is no bound."""
         # One lower bound, so that the index is entered at the page and not before it. An instant without its Z sorts
         # right before the instant itself, which makes "at least" a case of "after".
-        lower = max(after, at_least[:-1])
-        with _connection(self.path) as db:
-            rows = db.execute(PAGE, (tenant_id, lower, before or "~", limit + 1)).fetchall()
-            return Page([Booking(*row) for row in rows[:limit]], len(rows) > limit)
+        lower, upper = max(after, at_least[:-1]), before or "~"
+        with _troubles(), closing(_connect(self._uri)) as db:
+            array, count, last = db.execute(PAGE, (tenant_id, lower, upper, limit)).fetchone()
+            more = count == limit and db.execute(PAGE, (tenant_id, last, upper, 1)).fetchone()[1] == 1
+            return Page(array, last, more)
 
     def booking_of(self, tenant_id: str, booking_id: int) -> Booking | None:
         """The booking with this id, if it is this tenant's."""
-        with _connection(self.path) as db:
+        with _troubles(), closing(_connect(self._uri)) as db:
             found = db.execute(
                 f"SELECT {_COLUMNS} FROM bookings WHERE id = ? AND tenant_id = ?", (booking_id, tenant_id)
             ).fetchone()
@@ -140,8 +155,62 @@ class SQLiteStore:
 
     def ping(self) -> None:
         """Read the table, to see that it can be read."""
-        with _connection(self.path) as db:
+        with _troubles(), closing(_connect(self._uri)) as db:
             db.execute("SELECT 1 FROM bookings LIMIT 1").fetchone()
+
+
+def _decide(db: sqlite3.Connection, row: tuple[str, str, str, str]) -> tuple[Outcome, Booking | None]:
+    """Insert first, and only when that has lost, look why. The look never decides."""
+    try:
+        cursor = db.execute(
+            "INSERT INTO bookings (tenant_id, start_time_utc, idempotency_key, created_at) VALUES (?, ?, ?, ?)",
+            row,
+        )
+    except sqlite3.IntegrityError as error:
+        # Which UNIQUE was violated cannot be read here, since SQLite names only one of two; but a CHECK or somebody's
+        # trigger is no taken slot.
+        if not str(error).startswith("UNIQUE constraint failed"):
+            raise
+    else:
+        if cursor.rowcount != 1 or cursor.lastrowid is None:
+            raise sqlite3.DatabaseError("the INSERT was ignored, by a trigger perhaps")
+        return Outcome.CREATED, Booking(cursor.lastrowid, *row)
+    found = db.execute(f"SELECT {_COLUMNS} FROM bookings WHERE idempotency_key = ?", (row[2],)).fetchone()
+    if not found:
+        return Outcome.SLOT_TAKEN, None
+    booking = Booking(*found)
+    if (booking.tenant_id, booking.start_time_utc) == row[:2]:
+        return Outcome.REPLAYED, booking
+    return Outcome.KEY_REUSED, None
+
+
+@contextmanager
+def _descriptor(path: str) -> Iterator[int]:
+    """The file, opened for syncing. It is there as long as a connection is open, and is never made here."""
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _turn(descriptor: int) -> Iterator[None]:
+    """Wait in line for the write lock, and let the next one in when done.
+
+    SQLite's own waiting sleeps and polls: under 16 writers its p99 was 569 ms, in this line 12 ms. It makes waiting fair
+    and decides nothing. SQLite never takes this kind of lock on the WAL.
+    """
+    if fcntl:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        if fcntl:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+
+_sync = getattr(os, "fdatasync", os.fsync)
 
 
 class Reader:
@@ -191,7 +260,7 @@ def reading(path: str) -> Iterator[Reader]:
             raise CannotOpen(f"there is no database at {path}; python run.py makes it")
         # A reader of a WAL database keeps a file beside it. Where it cannot, and no server has one there, nobody writes.
         alone = not os.access(os.path.dirname(path), os.W_OK) and not os.path.exists(path + "-wal")
-        with closing(_connect(path, "ro&immutable=1" if alone else "ro")) as db:
+        with closing(_connect(_uri(path, "ro&immutable=1" if alone else "ro"))) as db:
             db.execute("BEGIN")
             _check_table(db, path)
             yield Reader(db)
@@ -210,39 +279,29 @@ def insert_by_hand(path: str, tenant_id: str, start_time_utc: str, idempotency_k
     return ""
 
 
-def _explain(
-    db: sqlite3.Connection, tenant_id: str, start_time_utc: str, idempotency_key: str
-) -> tuple[Outcome, Booking | None]:
-    """Why an INSERT that has already lost did lose. It never decides: whatever is read here, the INSERT has lost."""
-    found = db.execute(
-        f"SELECT {_COLUMNS} FROM bookings WHERE idempotency_key = ?", (idempotency_key,)
-    ).fetchone()
-    if not found:
-        return Outcome.SLOT_TAKEN, None
-    booking = Booking(*found)
-    if (booking.tenant_id, booking.start_time_utc) == (tenant_id, start_time_utc):
-        return Outcome.REPLAYED, booking
-    return Outcome.KEY_REUSED, None
+def _uri(path: str, mode: str) -> str:
+    """For SQLite, in which only the mode rwc makes a file, so that one that vanished is not replaced."""
+    return f"{Path(path).as_uri()}?mode={mode}"
 
 
-def _connect(path: str, mode: str) -> sqlite3.Connection:
-    """A connection in autocommit. `mode` is SQLite's: only rwc makes a file, so one that vanished is not replaced."""
-    uri = f"{Path(path).absolute().as_uri()}?mode={mode}"
+def _connect(uri: str) -> sqlite3.Connection:
+    """A connection in autocommit."""
     db = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None)
     # A CHECK cannot keep out every byte that is no UTF-8; one such row must not cost its tenant the whole list.
-    db.text_factory = lambda raw: raw.decode("utf-8", "replace")
-    # Said aloud, because some builds of SQLite default to NORMAL, which loses the last commits in a power cut.
-    db.execute("PRAGMA synchronous = FULL")
+    db.text_factory = _lenient
     return db
 
 
+def _lenient(raw: bytes) -> str:
+    return raw.decode("utf-8", "replace")
+
+
 @contextmanager
-def _connection(path: str) -> Iterator[sqlite3.Connection]:
-    """A fresh connection for one call, its operational errors told as Unavailable."""
+def _troubles() -> Iterator[None]:
+    """Operational errors, of SQLite and of the system, told as Unavailable."""
     try:
-        with closing(_connect(path, "rw")) as db:
-            yield db
-    except sqlite3.OperationalError as error:
+        yield
+    except (sqlite3.OperationalError, OSError) as error:
         raise Unavailable(_TROUBLES.get(str(error), Trouble.UNREACHABLE)) from error
 
 
@@ -256,7 +315,7 @@ def _create(path: str) -> sqlite3.Connection:
         # SQLite would open it all the same, and let nobody write.
         if os.path.exists(path) and not os.access(path, os.W_OK):
             raise CannotOpen(f"{path}: this user may not write it")
-        db = _connect(path, "rwc")
+        db = _connect(_uri(path, "rwc"))
         try:
             # Before anything is changed, so that a database of somebody else's stays as it is.
             if _table_text(db) is not None:

@@ -1,0 +1,137 @@
+"""Processes: one server in each, all on one listening socket, and a parent that keeps them alive.
+
+A worker is told to stop by the end of a pipe that only the parent holds open. So it stops as well when the parent is
+killed, and a signal sent to the whole group does not reach it twice. Nothing is shared but the socket and the pipe:
+each worker opens a store of its own after the fork, since SQLite's locks do not survive one. With one worker there is
+no fork. This module knows nothing of HTTP and nothing of SQL.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from bookings.server import BookingServer
+from bookings.store import SQLiteStore
+
+# A worker that dies sooner has not died of a request but of what every worker meets.
+AT_ONCE_SECONDS = 1.0
+# Deaths at once, one after the other, for each worker, until it is clear that another start does not help.
+DEATHS_AT_ONCE = 5
+# The last signal is Ctrl+Break, on Windows alone.
+STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)]
+
+_logger = logging.getLogger("bookings")
+
+
+def default_count() -> int:
+    """One worker for each processor that this process may use; one where a process cannot fork."""
+    if not hasattr(os, "fork"):
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def serve(listener: socket.socket, database: str, count: int) -> int:
+    """Serve with so many workers until a signal asks to stop; the exit status. Raises CannotOpen with one worker."""
+    if count == 1:
+        return _work(listener, database, STOP_SIGNALS, None)
+    return _Parent(listener, database).run(count)
+
+
+def _work(listener: socket.socket, database: str, signals: Sequence[int], parent: int | None) -> int:
+    """Serve until a signal, or until the parent's pipe ends; 0 if every request in flight was answered."""
+    store = SQLiteStore(database)
+    server = BookingServer(listener, store)
+    _on_first(signals, lambda: threading.Thread(target=server.shutdown).start())
+    if parent is not None:
+        threading.Thread(target=_at_the_end_of, args=(parent, server.shutdown), daemon=True).start()
+    server.serve_forever()
+    server.server_close()
+    answered = server.drain()
+    store.close()
+    return 0 if answered else 1
+
+
+def _on_first(signals: Sequence[int], stop: Callable[[], None]) -> None:
+    """Call `stop` at the first of these signals; a second one ends the process at once."""
+
+    def handle(number: int, frame: object) -> None:
+        for each in signals:
+            signal.signal(each, signal.SIG_DFL)
+        stop()
+
+    for each in signals:
+        signal.signal(each, handle)
+
+
+def _at_the_end_of(pipe: int, stop: Callable[[], None]) -> None:
+    os.read(pipe, 1)
+    stop()
+
+
+class _Parent:
+    """Starts workers, replaces those that die, and leaves none behind."""
+
+    def __init__(self, listener: socket.socket, database: str) -> None:
+        self._listener = listener
+        self._database = database
+        self._started: dict[int, float] = {}
+        self._stopping = False
+        self._pipe = os.pipe()
+
+    def run(self, count: int) -> int:
+        for _ in range(count):
+            self._start()
+        for each in STOP_SIGNALS:
+            signal.signal(each, self._on_signal)
+        failed, at_once = False, 0
+        while self._started:
+            worker, status = os.wait()
+            lived = time.monotonic() - self._started.pop(worker)
+            failed = failed or (self._stopping and status != 0)
+            if self._stopping:
+                continue
+            at_once = at_once + 1 if lived < AT_ONCE_SECONDS else 0
+            if at_once >= DEATHS_AT_ONCE * count:
+                _logger.error("workers die as soon as they start; giving up")
+                failed = True
+                self._stop()
+            else:
+                _logger.error("worker %d ended with status %d; starting another", worker, status)
+                self._start()
+        return 1 if failed else 0
+
+    def _start(self) -> None:
+        worker = os.fork()
+        if worker:
+            self._started[worker] = time.monotonic()
+            return
+        status = 1
+        try:
+            # Ctrl+C reaches the whole group, but it is the parent's to act on.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            os.close(self._pipe[1])
+            status = _work(self._listener, self._database, [signal.SIGTERM], self._pipe[0])
+        except Exception:
+            _logger.exception("worker %d failed", os.getpid())
+        finally:
+            sys.stderr.flush()
+            os._exit(status)
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        if self._stopping:
+            for worker in self._started:
+                os.kill(worker, signal.SIGKILL)
+        self._stop()
+
+    def _stop(self) -> None:
+        if not self._stopping:
+            self._stopping = True
+            self._listener.close()
+            os.close(self._pipe[1])
