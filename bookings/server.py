@@ -45,8 +45,9 @@ BODY_SECONDS = 10.0
 ANSWER_SECONDS = 10.0
 # Closing while the client still sends would reset the connection and destroy the answer before it is read.
 LINGER_SECONDS = 1.0
-# Requests in flight at a stop have this long; the slowest honest one waits for the database and is answered by then.
-DRAIN_SECONDS = 10.0
+# Requests in flight at a stop have this long. One that has arrived is answered by then, however busy the database, and
+# those who stop servers (Docker for one) kill them after 10 s.
+DRAIN_SECONDS = 8.0
 # A thread takes some 50 KiB of memory, and up to four descriptors while it has the database open. Beyond the bound,
 # connections wait in the backlog.
 MAX_CONNECTIONS = 1000
@@ -60,6 +61,7 @@ _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::[0-9
 # What is taken over as a request's id: nothing that could be mistaken for another part of a log line.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
+_EMPTY_LINES = re.compile(rb"^(?:\r\n)+")
 # Without a length, only these are known to have no body (RFC 9110, section 9.3).
 _BODILESS = ("GET", "HEAD", "OPTIONS")
 
@@ -179,18 +181,11 @@ class _Connection(socketserver.BaseRequestHandler):
         self._method, self._target, self._request_id, keep = "-", "-", secrets.token_hex(8), False
         try:
             request, keep = self._read_request()
-            response = api.answer(request, self.server.store)
+            response = self._answer(request)
         except Problem as problem:
-            if problem.status >= 500:
+            if problem.__cause__:
                 _logger.error("%s %s (%r)", self._request_id, problem.detail, problem.__cause__)
             response = api.refusal(problem)
-        except (Closed, OSError):
-            raise
-        except Exception:
-            keep = False
-            _logger.exception("%s failed", self._request_id)
-            detail = f"This is a fault of the program; its log has more under request {self._request_id}."
-            response = api.refusal(Problem("internal-error", detail), self._request_id)
         keep = keep and not self.server.stopping
         answer = _to_bytes(response, self._request_id, self._method != "HEAD", keep)
         self.request.settimeout(ANSWER_SECONDS)
@@ -207,10 +202,26 @@ class _Connection(socketserver.BaseRequestHandler):
         )
         return keep
 
+    def _answer(self, request: api.Request) -> api.Response:
+        try:
+            return api.answer(request, self.server.store)
+        except Problem:
+            raise
+        except Exception:
+            _logger.exception("%s failed", self._request_id)
+            detail = f"This is a fault of the program; its log has more under request {self._request_id}."
+            return api.refusal(Problem("internal-error", detail), self._request_id)
+
     def _read_request(self) -> tuple[api.Request, bool]:
         """The next request, and whether the connection goes on after it; Problem for one that cannot be read."""
         request_line, *lines = self._read_head().decode("utf-8", "surrogateescape").split("\r\n")
-        self._method, self._target, version = _parse_request_line(request_line)
+        match = _REQUEST_LINE.fullmatch(request_line)
+        if not match:
+            raise Problem("malformed-request", "The request line is not of the form METHOD /path HTTP/1.1.")
+        self._method, self._target = match[1], match[2]
+        if match[3] != "1":
+            raise Problem("http-version", "Send the request as HTTP/1.1.")
+        version = int(match[4])
         headers = _parse_headers(lines)
         ids = headers.get("x-request-id", [])
         if len(ids) == 1 and _REQUEST_ID.fullmatch(ids[0]):
@@ -225,58 +236,64 @@ class _Connection(socketserver.BaseRequestHandler):
         body = self._read_body(length or 0)
         return api.Request(self._method, self._target, headers, body), keep
 
-    def _read_head(self) -> bytes:
-        deadline = time.monotonic() + HEAD_SECONDS
+    def _wait_for_request(self) -> None:
+        """Until its first byte; a connection that waits here may be closed at any time without harm."""
+        deadline = time.monotonic() + IDLE_SECONDS
         while True:
             # An empty line before a request is to be ignored (RFC 9112, section 2.2).
-            while self._received.startswith(b"\r\n"):
-                self._received = self._received[2:]
-            end = self._received.find(b"\r\n\r\n")
-            size = len(self._received) if end < 0 else end
-            first_line = self._received.find(b"\r\n")
-            if (size if first_line < 0 else first_line) > MAX_LINE:
+            self._received = _EMPTY_LINES.sub(b"", self._received)
+            if self._received not in (b"", b"\r"):
+                return
+            self.server.idle.add(self.request)
+            try:
+                if self.server.stopping:
+                    raise Closed
+                self._receive(deadline)
+            except socket.timeout:  # noqa: UP041 - before Python 3.10 it is no TimeoutError
+                raise Closed from None
+            finally:
+                self.server.idle.discard(self.request)
+
+    def _read_head(self) -> bytes:
+        deadline, searched = time.monotonic() + HEAD_SECONDS, 0
+        while True:
+            end = self._received.find(b"\r\n\r\n", searched)
+            # The end may have arrived but for its last byte, so that three bytes may be no part of the head.
+            size = len(self._received) - 3 if end < 0 else end
+            first_line = self._received.find(b"\r\n", 0, MAX_LINE + 2)
+            if first_line < 0 and len(self._received) > MAX_LINE + 1:
                 raise Problem("target-too-long", f"Send a request line of at most {MAX_LINE} bytes.")
             if size > MAX_HEAD:
                 raise Problem("headers-too-large", f"Send at most {MAX_HEAD} bytes of headers.")
-            if _BARE_LINE_FEED.search(self._received, 0, size):
+            if _BARE_LINE_FEED.search(self._received, searched, len(self._received) if end < 0 else end):
                 raise Problem("malformed-request", "A line ends in a bare line feed; send CRLF.")
             if end >= 0:
                 head, self._received = self._received[:end], self._received[end + 4 :]
                 return head
-            self._receive(deadline, "The request's head")
-
-    def _wait_for_request(self) -> None:
-        """Until the first byte; a connection that waits here may be closed at any time without harm."""
-        if self._received:
-            return
-        self.server.idle.add(self.request)
-        try:
-            if self.server.stopping:
-                raise Closed
-            self.request.settimeout(IDLE_SECONDS)
-            self._received = self.request.recv(65536)
-        finally:
-            self.server.idle.discard(self.request)
-        if not self._received:
-            raise Closed
+            searched = max(0, len(self._received) - 3)
+            self._receive_in_time(deadline, "The request's head")
 
     def _read_body(self, length: int) -> bytes:
         deadline = time.monotonic() + BODY_SECONDS
         while len(self._received) < length:
-            self._receive(deadline, "The request's body")
+            self._receive_in_time(deadline, "The request's body")
         body, self._received = self._received[:length], self._received[length:]
         return body
 
-    def _receive(self, deadline: float, what: str) -> None:
-        late = Problem("too-slow", f"{what} did not arrive in time; send it at once, on a new connection.")
+    def _receive_in_time(self, deadline: float, what: str) -> None:
+        try:
+            self._receive(deadline)
+        except socket.timeout:  # noqa: UP041 - before Python 3.10 it is no TimeoutError
+            detail = f"{what} did not arrive in time; send it at once, on a new connection."
+            raise Problem("too-slow", detail) from None
+
+    def _receive(self, deadline: float) -> None:
+        """Some more bytes; raises socket.timeout at the deadline, Closed where there are no more."""
         remaining = deadline - time.monotonic()
         if remaining <= 0:
-            raise late
+            raise socket.timeout  # noqa: UP041 - before Python 3.10 it is no TimeoutError
         self.request.settimeout(remaining)
-        try:
-            received = self.request.recv(65536)
-        except socket.timeout:  # noqa: UP041 - before Python 3.10 it is no TimeoutError
-            raise late from None
+        received = self.request.recv(65536)
         if not received:
             raise Closed
         self._received += received
@@ -292,17 +309,6 @@ class _Connection(socketserver.BaseRequestHandler):
                     return
         except OSError:
             pass  # the client has left
-
-
-def _parse_request_line(line: str) -> tuple[str, str, int]:
-    """Method, target and minor version; Problem for what is not well-formed."""
-    match = _REQUEST_LINE.fullmatch(line)
-    if not match:
-        raise Problem("malformed-request", "The request line is not of the form METHOD /path HTTP/1.1.")
-    method, target, major, minor = match.groups()
-    if major != "1":
-        raise Problem("http-version", "Send the request as HTTP/1.1.")
-    return method, target, int(minor)
 
 
 def _parse_headers(lines: list[str]) -> dict[str, list[str]]:
