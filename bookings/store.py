@@ -367,14 +367,14 @@ def _schema() -> str:
 
 
 def _check_table(db: sqlite3.Connection, path: str) -> None:
-    """Refuse a table that is not the one of schema.sql: its rules are the whole guarantee."""
+    """Refuse a table that is not the one of schema.sql: its rules, which are in UTF-8, are the whole guarantee."""
     with closing(sqlite3.connect(":memory:")) as model:
         model.execute(_schema())
         expected = _table_text(model)
     found = _table_text(db)
     if found is None:
         raise CannotOpen(f"{path}: there is no bookings table in it; is it another program's?")
-    if found != expected:
+    if found != expected or db.execute("PRAGMA encoding").fetchone()[0] != "UTF-8":
         raise CannotOpen(f"{path}: its bookings table is not the one of schema.sql; use another file")
 
 

@@ -532,7 +532,7 @@ def test_imports_point_down_only() -> None:
     ("library", "rooms"),
     [
         ("sqlite3", {"store"}),
-        ("socket", {"server"}),
+        ("socket", {"server", "workers"}),
         ("socketserver", {"server"}),
         ("http", {"server", "prove"}),
         ("json", {"api", "fields", "show", "prove"}),
