@@ -14,7 +14,7 @@ import time
 from typing import NoReturn  # noqa: F401 - named in a type comment
 
 from bookings.server import listen
-from bookings.store import CannotOpen, SQLiteStore, default_database
+from bookings.store import CannotOpen, create_database, default_database
 from bookings.workers import default_count, serve
 
 
@@ -26,14 +26,11 @@ def main():
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     log_to_stderr(logging.WARNING if settings.quiet else logging.INFO)
     try:
-        # Made and checked before anything else, so that what is wrong with it is said at once.
-        store = SQLiteStore(settings.database)
-        store.close()
+        create_database(settings.database)
         listener = listen(settings.host, settings.port)
         where = address(settings.host, listener.getsockname()[1])
-        sys.stdout.write("Bookings on http://" + where + ", database " + store.path + "\n")
-        sys.stdout.flush()
-        return serve(listener, settings.database, settings.workers)
+        line = "Bookings on http://" + where + ", database " + os.path.abspath(settings.database) + "\n"
+        return serve(listener, settings.database, settings.workers, lambda: say(line))
     except CannotOpen as error:
         return fail(str(error))
     except (OSError, UnicodeError) as error:  # the second for a host that cannot be a name
@@ -114,6 +111,12 @@ def worker_count(text):
 def address(host, port):
     # type: (str, int) -> str
     return ("[" + host + "]" if ":" in host else host) + ":" + str(port)
+
+
+def say(line):
+    # type: (str) -> None
+    sys.stdout.write(line)
+    sys.stdout.flush()
 
 
 def fail(message):

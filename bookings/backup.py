@@ -73,6 +73,9 @@ def refuse_target(database: str, target: str, force: bool) -> None:
         raise CannotOpen(f"{target} is a folder; name a file in it")
     if os.path.exists(target + "-wal"):
         raise CannotOpen(f"{target} is a database in use; copying over it would ruin it")
+    own = os.path.realpath(database)
+    if os.path.realpath(target) in (f"{own}-wal", f"{own}-shm", f"{own}-journal"):
+        raise CannotOpen(f"{target} belongs to the database; name another file")
     if os.path.exists(target) and os.path.exists(database) and os.path.samefile(database, target):
         raise CannotOpen(f"{target} is the database itself; name another file")
     if os.path.exists(target) and not force:

@@ -38,7 +38,7 @@ THREADS = 8
 SLOTS = 25
 # For one answer. A server that waits for its database answers before it.
 ANSWER_SECONDS = 30.0
-START_SECONDS = 30.0
+START_SECONDS = 10.0
 
 
 class Ask(NamedTuple):
@@ -66,14 +66,12 @@ class Result(NamedTuple):
 
 
 class Server:
-    """The server that is tried: started on a file of its own, or somebody's at `url`, which has no file and no process."""
+    """The server that is tried: one on a file of its own once it is started, or somebody's at `url`."""
 
-    def __init__(self, database: str = "", url: str = "") -> None:
+    def __init__(self, database: str, url: str) -> None:
         self.database = database
-        self.url = url
+        self.url = url.rstrip("/")
         self._process: subprocess.Popen[str] | None = None
-        if not url:
-            self.start("0")
 
     def start(self, port: str) -> None:
         self._process = subprocess.Popen(
@@ -118,13 +116,18 @@ class Server:
 _kept = threading.local()
 
 
+def connect(url: str) -> http.client.HTTPConnection:
+    """For the server at this URL; raises ValueError or http.client.InvalidURL where it is none."""
+    parts = urlsplit(url)
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    return kind(parts.netloc, timeout=ANSWER_SECONDS)
+
+
 def call(url: str, method: str, target: str, body: Any = None) -> Answer:
     """One request, on a connection that each thread keeps."""
     connection = getattr(_kept, "connection", None)
     if connection is None or _kept.url != url:
-        parts = urlsplit(url)
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        connection, _kept.url = kind(parts.netloc, timeout=ANSWER_SECONDS), url
+        connection, _kept.url = connect(url), url
         _kept.connection = connection
     try:
         connection.request(
@@ -191,7 +194,10 @@ def statuses(answers: Iterable[Answer]) -> str:
 
 
 def prove_race(server: Server, tenant: str) -> Result:
-    with ProcessPoolExecutor(PROCESSES) as pool:
+    # Ctrl+C reaches every process of the group; what follows from it is the first one's to do.
+    with ProcessPoolExecutor(
+        PROCESSES, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
+    ) as pool:
         runs = [pool.submit(contend, server.url, tenant, process) for process in range(PROCESSES)]
         pairs = [pair for run in runs for pair in run.result()]
     won = [(ask, answer) for ask, answer in pairs if answer.status == 201]
@@ -242,11 +248,8 @@ def prove_other_use(server: Server, tenant: str) -> Result:
         Ask(tenant + "-b", start(0), key(tenant, "used")),
     )
     answers = [book(server.url, slot), book(server.url, stranger)]
-    shown = call(
-        server.url,
-        "GET",
-        f"/bookings/{first.body['id'] if first.body else 0}?tenant_id={quote(stranger.tenant)}",
-    )
+    booking_id = first.body["id"] if first.status == 201 else 0
+    shown = call(server.url, "GET", f"/bookings/{booking_id}?tenant_id={quote(stranger.tenant)}")
     return Result(
         "a used key for another slot, by another tenant; its id by another tenant",
         "422 x2; 404",
@@ -296,14 +299,16 @@ def prove_kill(server: Server, tenant: str) -> Result:
 
     with ThreadPoolExecutor(THREADS) as pool:
         loads = [pool.submit(load, thread) for thread in range(THREADS)]
-        for _ in range(3):
-            before = len(acknowledged)
-            deadline = time.monotonic() + START_SECONDS
-            while len(acknowledged) < before + 50 and time.monotonic() < deadline:
-                time.sleep(0.01)
-            server.kill()
-            server.restart()
-        stop.set()
+        try:
+            for _ in range(3):
+                before = len(acknowledged)
+                deadline = time.monotonic() + START_SECONDS
+                while len(acknowledged) < before + 50 and time.monotonic() < deadline:
+                    time.sleep(0.01)
+                server.kill()
+                server.restart()
+        finally:
+            stop.set()
         for each in loads:
             each.result()
     repeated = [insist(server.url, ask) for ask in unanswered]
@@ -337,15 +342,18 @@ def main() -> int:
         "--url", help="a running server to try, like http://localhost:3000; tenants of its own are used"
     )
     url = parser.parse_args().url
+    # A signal that would end this at once would leave the server and its folder; as an exception it cleans up.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="bookings-prove-") as folder:
+        server = Server(os.path.join(folder, "bookings.db"), url or "")
         try:
-            server = Server(url=url.rstrip("/")) if url else Server(os.path.join(folder, "bookings.db"))
-            try:
-                results = try_all(server, PARTS if url else (*PARTS, *PARTS_WITH_A_FILE))
-            finally:
-                server.kill()
+            if not url:
+                server.start("0")
+            results = try_all(server, PARTS if url else (*PARTS, *PARTS_WITH_A_FILE))
         except KeyboardInterrupt:
             return 130
+        finally:
+            server.kill()
     print_results(results)
     if url:
         print("Not tried on a server that is not ours: INSERT by hand, and killing it.")
@@ -355,7 +363,11 @@ def main() -> int:
 
 
 def try_all(server: Server, parts: Sequence[Callable[[Server, str], Result]]) -> list[Result]:
-    if call(server.url, "GET", "/live").status != 200:
+    try:
+        answers = call(server.url, "GET", "/live").status == 200
+    except (ValueError, http.client.InvalidURL):
+        answers = False
+    if not answers:
         raise SystemExit(f"bookings.prove: no bookings server answers at {server.url}")
     results = []
     for number, part in enumerate(parts, 1):

@@ -187,19 +187,23 @@ class _Connection(socketserver.BaseRequestHandler):
                 _logger.error("%s %s (%r)", self._request_id, problem.detail, problem.__cause__)
             response = api.refusal(problem)
         keep = keep and not self.server.stopping
-        answer = _to_bytes(response, self._request_id, self._method != "HEAD", keep)
-        self.request.settimeout(ANSWER_SECONDS)
-        self.request.sendall(answer)
-        _logger.info(
-            "%s %s %s %d %d %.1f %s",
-            self.client_address[0],
-            self._method,
-            self._target,
-            response.status,
-            len(answer),
-            (time.monotonic() - started) * 1000,
-            self._request_id,
-        )
+        # The method of a head that could not be read is known all the same.
+        method = "HEAD" if self._method == "-" and self._received.startswith(b"HEAD ") else self._method
+        answer = _to_bytes(response, self._request_id, method != "HEAD", keep)
+        try:
+            self.request.settimeout(ANSWER_SECONDS)
+            self.request.sendall(answer)
+        finally:  # whether or not its client is still there, the request was answered
+            _logger.info(
+                "%s %s %s %d %d %.1f %s",
+                self.client_address[0],
+                self._method,
+                self._target,
+                response.status,
+                len(answer),
+                (time.monotonic() - started) * 1000,
+                self._request_id,
+            )
         return keep
 
     def _answer(self, request: api.Request) -> api.Response:

@@ -83,15 +83,15 @@ def argument(check: Callable[[str], object]) -> Callable[[str], object]:
 
 
 def whole_number(value: str) -> int:
-    if not (value.isascii() and value.isdigit() and int(value) > 0):
-        raise ValueError("is not a number from 1 up")
+    if not (value.isascii() and value.isdigit() and len(value) <= 18 and int(value) > 0):
+        raise ValueError("is not a number from 1 up, of at most 18 digits")
     return int(value)
 
 
 def print_json(bookings: Callable[[], Iterable[Booking]]) -> None:
-    """One object a line, in ASCII: a character that could act on a terminal is an escape."""
+    """One object a line, in ASCII: a character that could act on a terminal is an escape, a blob is as Python shows it."""
     for booking in bookings():
-        print(json.dumps(vars(booking)))
+        print(json.dumps(vars(booking), default=repr).replace("\x7f", "\\u007f"))
 
 
 def print_table(bookings: Callable[[], Iterable[Booking]]) -> None:

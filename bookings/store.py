@@ -79,7 +79,7 @@ class Trouble(enum.Enum):
 
 
 class Unavailable(Exception):
-    """The database could not answer; nothing was booked. `trouble` says why, the cause is SQLite's own error."""
+    """The database could not answer. `trouble` says why, the cause is the error of SQLite or of the system."""
 
     def __init__(self, trouble: Trouble) -> None:
         super().__init__(trouble.value)
@@ -96,10 +96,10 @@ def default_database() -> str:
 
 
 class SQLiteStore:
-    """Bookings in one SQLite file in WAL mode, made from `schema.sql` where it is not there yet.
+    """Bookings in one SQLite file in WAL mode, as `create_database` has made it.
 
-    Raises CannotOpen. A call raises Unavailable where the database cannot answer, and sqlite3.DatabaseError for what
-    nobody foresaw. Every method may be called from any thread and, on the same file, from any process.
+    Raises CannotOpen. A call raises Unavailable where the database cannot answer, and anything else for what nobody
+    foresaw. Every method may be called from any thread and, on the same file, from any process.
     """
 
     def __init__(self, path: str) -> None:
@@ -107,8 +107,10 @@ class SQLiteStore:
         self._wal = self.path + "-wal"
         # Never used by a request: while one connection is open, closing the others does not checkpoint and delete the
         # WAL, which at low load was most of the cost of an insert (1187 us against 417).
-        self._kept_open = _create(self.path)
         self._uri = _uri(self.path, "rw")
+        with _opening(self.path):
+            self._kept_open = _connect(self._uri)
+            _check_table(self._kept_open, self.path)
 
     def close(self) -> None:
         self._kept_open.close()
@@ -173,7 +175,7 @@ def _decide(db: sqlite3.Connection, row: tuple[str, str, str, str]) -> tuple[Out
             raise
     else:
         if cursor.rowcount != 1 or cursor.lastrowid is None:
-            raise sqlite3.DatabaseError("the INSERT was ignored, by a trigger perhaps")
+            raise RuntimeError("the INSERT was ignored, by a trigger perhaps")
         return Outcome.CREATED, Booking(cursor.lastrowid, *row)
     found = db.execute(f"SELECT {_COLUMNS} FROM bookings WHERE idempotency_key = ?", (row[2],)).fetchone()
     if not found:
@@ -246,7 +248,7 @@ class Reader:
             copy.execute("PRAGMA journal_mode = DELETE")
             found = copy.execute("PRAGMA integrity_check").fetchone()[0]
             if found != "ok":
-                raise CannotOpen(f"the copy is not sound: {found}")
+                raise CannotOpen(f"the copy is not sound: {' '.join(found.split())[:200]}")
             if Reader(copy).count() != self.count():
                 raise CannotOpen("the copy does not have all bookings")
 
@@ -298,10 +300,12 @@ def _lenient(raw: bytes) -> str:
 
 @contextmanager
 def _troubles() -> Iterator[None]:
-    """Operational errors, of SQLite and of the system, told as Unavailable."""
+    """What SQLite and the system report of a file that cannot be used, told as Unavailable."""
     try:
         yield
-    except (sqlite3.OperationalError, OSError) as error:
+    except (sqlite3.IntegrityError, sqlite3.ProgrammingError):
+        raise
+    except (sqlite3.DatabaseError, OSError) as error:
         raise Unavailable(_TROUBLES.get(str(error), Trouble.UNREACHABLE)) from error
 
 
@@ -309,14 +313,14 @@ def _troubles() -> Iterator[None]:
 _TROUBLES = {"database is locked": Trouble.BUSY, "database or disk is full": Trouble.FULL}
 
 
-def _create(path: str) -> sqlite3.Connection:
-    """The database at `path`, made where it is missing, as an open connection; raises CannotOpen."""
+def create_database(path: str) -> None:
+    """Make the database at `path` from schema.sql, or see that it is one that can be used; raises CannotOpen."""
+    path = os.path.abspath(path)
     with _opening(path):
         # SQLite would open it all the same, and let nobody write.
         if os.path.exists(path) and not os.access(path, os.W_OK):
             raise CannotOpen(f"{path}: this user may not write it")
-        db = _connect(_uri(path, "rwc"))
-        try:
+        with closing(_connect(_uri(path, "rwc"))) as db:
             # Before anything is changed, so that a database of somebody else's stays as it is.
             if _table_text(db) is not None:
                 _check_table(db, path)
@@ -328,10 +332,6 @@ def _create(path: str) -> sqlite3.Connection:
             db.execute(_schema())
             _check_table(db, path)
             db.execute("COMMIT")
-        except BaseException:
-            db.close()
-            raise
-        return db
 
 
 def _switch_to_wal(db: sqlite3.Connection) -> str:

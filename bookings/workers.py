@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from bookings.server import BookingServer
-from bookings.store import SQLiteStore
+from bookings.store import CannotOpen, SQLiteStore
 
 # A worker that dies sooner has not died of a request but of what every worker meets.
 AT_ONCE_SECONDS = 1.0
@@ -37,17 +37,27 @@ def default_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def serve(listener: socket.socket, database: str, count: int) -> int:
-    """Serve with so many workers until a signal asks to stop; the exit status. Raises CannotOpen with one worker."""
+def serve(listener: socket.socket, database: str, count: int, up: Callable[[], None]) -> int:
+    """Serve with so many workers until a signal asks to stop; the exit status.
+
+    `up` is called when they have opened the database. Raises CannotOpen where the only one cannot.
+    """
     if count == 1:
-        return _work(listener, database, STOP_SIGNALS, None)
-    return _Parent(listener, database).run(count)
+        return _work(listener, database, STOP_SIGNALS, None, up)
+    return _Parent(listener, database).run(count, up)
 
 
-def _work(listener: socket.socket, database: str, signals: Sequence[int], parent: int | None) -> int:
+def _work(
+    listener: socket.socket,
+    database: str,
+    signals: Sequence[int],
+    parent: int | None,
+    up: Callable[[], None],
+) -> int:
     """Serve until a signal, or until the parent's pipe ends; 0 if every request in flight was answered."""
     store = SQLiteStore(database)
     server = BookingServer(listener, store)
+    up()
     _on_first(signals, lambda: threading.Thread(target=server.shutdown).start())
     if parent is not None:
         threading.Thread(target=_at_the_end_of, args=(parent, server.shutdown), daemon=True).start()
@@ -85,9 +95,15 @@ class _Parent:
         self._stopping = False
         self._pipe = os.pipe()
 
-    def run(self, count: int) -> int:
+    def run(self, count: int, up: Callable[[], None]) -> int:
+        # Each worker closes its end when it is up, or leaves it to the system when it dies.
+        all_up, starting = os.pipe()
         for _ in range(count):
-            self._start()
+            self._start(starting)
+        os.close(starting)
+        os.read(all_up, 1)
+        os.close(all_up)
+        up()
         for each in STOP_SIGNALS:
             signal.signal(each, self._on_signal)
         failed, at_once = False, 0
@@ -107,7 +123,7 @@ class _Parent:
                 self._start()
         return 1 if failed else 0
 
-    def _start(self) -> None:
+    def _start(self, starting: int | None = None) -> None:
         worker = os.fork()
         if worker:
             self._started[worker] = time.monotonic()
@@ -117,7 +133,10 @@ class _Parent:
             # Ctrl+C reaches the whole group, but it is the parent's to act on.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             os.close(self._pipe[1])
-            status = _work(self._listener, self._database, [signal.SIGTERM], self._pipe[0])
+            up = (lambda: os.close(starting)) if starting is not None else (lambda: None)
+            status = _work(self._listener, self._database, [signal.SIGTERM], self._pipe[0], up)
+        except CannotOpen as error:
+            _logger.error("worker %d: %s", os.getpid(), error)
         except Exception:
             _logger.exception("worker %d failed", os.getpid())
         finally:
@@ -128,6 +147,8 @@ class _Parent:
         if self._stopping:
             for worker in self._started:
                 os.kill(worker, signal.SIGKILL)
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
         self._stop()
 
     def _stop(self) -> None:

@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CANONICAL = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
 # For whatever should happen at once: long enough for a busy machine, and a bound all the same.
 SOON = 20.0
+KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Server:
                 stderr=log,
                 text=True,
                 cwd=base,
+                start_new_session=True,
             )
         assert self.process.stdout
         self.first_line = self.process.stdout.readline()
@@ -119,9 +121,10 @@ class Server:
         return self.process.wait(SOON)
 
     def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            # With its workers, which end by themselves, but not at once.
+            (os.killpg if hasattr(os, "killpg") else os.kill)(self.process.pid, KILL)
+        self.process.wait()
         assert self.process.stdout
         self.process.stdout.close()
 

@@ -31,7 +31,7 @@ from typing import Any
 import pytest
 
 import bookings.server as program
-from bookings.store import SQLiteStore
+from bookings.store import SQLiteStore, create_database
 from tests.conftest import SOON, Answer, Server, assert_problem, at_once
 
 START = "2026-01-01T10:00:00Z"
@@ -726,8 +726,9 @@ class Inside(Server):
         self.database = base / "bookings.db"
         self.log = base / "server.log"
         self.log.touch()
+        create_database(str(self.database))
         self._store = SQLiteStore(str(self.database))
-        self._serving = program.BookingServer("127.0.0.1", 0, self._store)
+        self._serving = program.BookingServer(program.listen("127.0.0.1", 0), self._store)
         self.port = self._serving.server_address[1]
         self._thread = threading.Thread(target=self._serving.serve_forever, args=(0.02,))
         self._thread.start()

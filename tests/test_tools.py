@@ -1,0 +1,756 @@
+"""`bookings.show`, `bookings.backup` and `bookings.prove` as processes.
+
+What `show` prints is what the API lists, whatever the filter, and a large table costs it no memory. A copy by
+`backup` is sound and whole or is not there, and harms no file on the way. `prove` passes with this server,
+catches one that breaks a promise, and leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import itertools
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+
+from tests.conftest import ROOT, SOON, Server
+
+SCHEMA = (ROOT / "schema.sql").read_text(encoding="utf-8")
+LARGE = 200_000
+# A signal is obeyed in this time: a person who pressed Ctrl+C presses it again long before.
+OBEYED = 10.0
+posix = pytest.mark.skipif(os.name == "nt", reason="Windows has no such signal, terminal, mode or link")
+needs_ps = pytest.mark.skipif(not shutil.which("ps"), reason="needs ps, to see who is still there")
+
+
+def _environment(code: Path, changes: dict[str, str]) -> dict[str, str]:
+    inherited = {
+        name: value for name, value in os.environ.items() if name not in ("BOOKINGS_DB", "PORT", "HOST")
+    }
+    return {**inherited, "PYTHONPATH": str(code), "PYTHONIOENCODING": "utf-8", **changes}
+
+
+def _start(tool: str, *flags: str, code: Path = ROOT, under: tuple[str, ...] = (), **more: Any) -> Any:
+    """The tool of this program or of a copy, as a process; `under` is a command that runs it, and what is in
+    capitals goes into its environment."""
+    changes = {name: more.pop(name) for name in list(more) if name.isupper()}
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8", "cwd": code, **more}
+    command = [*under, sys.executable, "-m", f"bookings.{tool}", *flags]
+    return subprocess.Popen(command, env=_environment(code, changes), **streams)
+
+
+def _run(tool: str, *flags: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    with _start(tool, *flags, **more) as process:
+        try:
+            out, err = process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def _wait_for(event: Callable[[], Any], what: str) -> Any:
+    """What `event` comes to, once that is something."""
+    deadline = time.monotonic() + SOON
+    while True:
+        found = event()
+        if found:
+            return found
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.001)
+
+
+def _make(path: Path, count: int, by_hand: str = "") -> Path:
+    """A database with so many bookings, of 200 tenants, and then this SQL, written while no CHECK looks."""
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.executescript(SCHEMA)
+        db.execute(
+            """WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i + 1 < ?)
+            INSERT INTO bookings (tenant_id, start_time_utc, idempotency_key)
+            SELECT 'tenant-' || (i % 200), strftime('%Y-%m-%dT%H:%M:%SZ', 1767225600 + i * 60, 'unixepoch'),
+                'key-' || i FROM n""",
+            (count,),
+        )
+        db.execute("PRAGMA ignore_check_constraints = ON")
+        db.executescript(by_hand)
+    return path
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _make(tmp_path_factory.mktemp("large") / "bookings.db", LARGE)
+
+
+def _read_only(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)
+
+
+def _keys(path: Path) -> list[str]:
+    """The keys of a copy that is found sound."""
+    with contextlib.closing(_read_only(path)) as db:
+        assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        return [key for (key,) in db.execute("SELECT idempotency_key FROM bookings ORDER BY id")]
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() if path.is_file() else b"" for path in folder.iterdir()}
+
+
+def _assert_one_line(ended: subprocess.CompletedProcess[str], tool: str) -> None:
+    """It failed, and said why in one line and no more."""
+    assert (ended.returncode, ended.stdout) == (1, ""), ended
+    assert ended.stderr.startswith(f"bookings.{tool}: ") and len(ended.stderr) < 400, ended.stderr
+    assert len(ended.stderr.splitlines()) == 1, ended.stderr
+
+
+# bookings.show
+
+TENANTS = ("Müller & Söhne 日本", "acme", "zoo")
+STARTS = [f"2026-01-0{day}T{hour}:00:00Z" for day in (1, 2, 3) for hour in ("09", "10")]
+FILTERS = {
+    "tenant": TENANTS[0],
+    "from": "2026-01-01t10:00:00.000z",
+    "to": "2026-01-03T10:00:00Z",
+    "limit": "3",
+}
+
+
+@pytest.fixture(scope="module")
+def booked(shared_server: Server) -> Server:
+    """With bookings made in an order that no list has."""
+    for number, (tenant, start) in enumerate(itertools.product(TENANTS, reversed(STARTS))):
+        assert shared_server.book(tenant, start, f"{number} € {tenant}").status == 201
+    return shared_server
+
+
+def _listed(server: Server, chosen: dict[str, str]) -> list[dict[str, Any]]:
+    """What the API lists for the same filters; without a tenant, for one tenant after the other."""
+    query = {name: value for name, value in chosen.items() if name != "tenant"}
+    lists = []
+    for tenant in [chosen["tenant"]] if "tenant" in chosen else sorted(TENANTS, key=str.encode):
+        answer = server.call("GET", "/bookings?" + urlencode({"tenant_id": tenant, **query}))
+        assert answer.status == 200
+        lists += answer.json
+    return lists[: int(chosen.get("limit", len(lists)))]
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        *(dict(some) for size in range(5) for some in itertools.combinations(FILTERS.items(), size)),
+        {"tenant": "nobody"},
+        {"tenant": "acme", "from": STARTS[2], "to": STARTS[2]},
+        {"from": STARTS[3], "to": STARTS[1]},
+        {"from": STARTS[1], "to": "2026-01-01T10:00:01Z", "limit": "1000"},
+    ],
+    ids=lambda chosen: " ".join(chosen) or "none",
+)
+def test_show_prints_what_the_api_lists(booked: Server, chosen: dict[str, str]) -> None:
+    flags = [f"--database={booked.database}", *(f"--{name}={value}" for name, value in chosen.items())]
+    listed = _listed(booked, chosen)
+    as_json, table = _run("show", *flags, "--json"), _run("show", *flags)
+    for ended in (as_json, table):
+        assert (ended.returncode, ended.stderr) == (0, "")
+    assert as_json.stdout.isascii()
+    assert [json.loads(line) for line in as_json.stdout.splitlines()] == listed
+    lines = table.stdout.splitlines()
+    assert [line.split()[0] for line in lines[2:-1]] == [str(booking["id"]) for booking in listed]
+    assert lines[-1] == ("1 booking" if len(listed) == 1 else f"{len(listed)} bookings")
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "says"),
+    [
+        ("--limit", "0", "from 1"),
+        ("--limit", "-1", "from 1"),
+        ("--limit", "1.5", "from 1"),
+        ("--limit", "１", "from 1"),
+        ("--limit", "", "from 1"),
+        ("--from", "yesterday", "2026-01-01T10:00:00Z"),
+        ("--from", "", "2026-01-01T10:00:00Z"),
+        ("--from", "2026-01-01T12:00:00+02:00", "2026-01-01T10:00:00Z"),
+        ("--to", "2026-02-30T10:00:00Z", "day"),
+        ("--to", "2026-01-01 10:00:00", "2026-01-01T10:00:00Z"),
+        ("--tenant", "", "1 to 255"),
+        ("--tenant", " acme", "white space"),
+        ("--tenant", "\x1b[31m", "control character"),
+        ("--tennant", "acme", "unrecognized"),
+    ],
+)
+def test_show_refuses_a_bad_value(booked: Server, flag: str, value: str, says: str) -> None:
+    ended = _run("show", f"--database={booked.database}", f"{flag}={value}", "--json")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "Traceback" not in ended.stderr and "\x1b" not in ended.stderr
+    message = ended.stderr.splitlines()[-1]
+    assert "error: " in message and flag in message and says in message, message
+
+
+@pytest.mark.parametrize("limit", ["9223372036854775807", "9223372036854775808", "9" * 5000], ids=len)
+def test_show_with_a_limit_beyond_any_table(booked: Server, limit: str) -> None:
+    ended = _run("show", f"--database={booked.database}", "--json", f"--limit={limit}")
+    assert "Traceback" not in ended.stderr, ended.stderr
+    # All there is, or a refusal: both are answers.
+    assert (ended.returncode, len(ended.stdout.splitlines())) in ((0, len(TENANTS) * len(STARTS)), (2, 0))
+
+
+def test_show_json_of_values_that_are_no_text(tmp_path: Path) -> None:
+    by_hand = """INSERT INTO bookings (tenant_id, start_time_utc, idempotency_key, created_at)
+        VALUES (CAST(x'3cff80c33e' AS TEXT), x'1b07', 'k' || char(10, 27, 155), 0)"""
+    path = _make(tmp_path / "bookings.db", 1, by_hand)
+    ended = _run("show", f"--database={path}", "--json")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.isascii() and "\x1b" not in ended.stdout
+    assert sorted(json.loads(line)["id"] for line in ended.stdout.splitlines()) == [1, 2]
+
+
+# The peak of a process can be read only from within, and what rusage calls its peak includes its parent's.
+_MEASURED = """
+import atexit, runpy, sys, time
+def tell():
+    peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+    print(peak.split()[1], file=sys.stderr)
+    print(time.process_time(), file=sys.stderr)
+atexit.register(tell)
+runpy.run_module("bookings.show", run_name="__main__", alter_sys=True)
+"""
+
+
+def _cost(*flags: str) -> tuple[int, float]:
+    """The peak of resident memory, in KiB, and the seconds of CPU time."""
+    ended = subprocess.run(
+        [sys.executable, "-c", _MEASURED, *flags],
+        env=_environment(ROOT, {}),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    peak, seconds = ended.stderr.split()
+    return int(peak), float(seconds)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux's /proc")
+@pytest.mark.parametrize("form", [(), ("--json",)], ids=["table", "json"])
+def test_show_streams_a_large_table(large: Path, tmp_path: Path, form: tuple[str, ...]) -> None:
+    small, _ = _cost(f"--database={_make(tmp_path / 'bookings.db', 1)}", *form)
+    peak, whole = _cost(f"--database={large}", *form)
+    # SQLite's cache of 2 MB and some room; the rows themselves would be over 50 MB.
+    assert peak - small < 8192
+    if not form:
+        return
+    # The first line is there before the others are read. CPU time, so that a busy machine does not matter.
+    import resource
+
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    with _start("show", f"--database={large}", *form) as process:
+        assert json.loads(process.stdout.readline())["id"] == 1
+        process.stdout.close()
+        assert (process.wait(SOON), process.stderr.read()) == (0, "")
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < whole / 3
+
+
+# bookings.backup
+
+
+def test_a_copy_under_load(large: Path, tmp_path: Path) -> None:
+    """A snapshot: all that was acknowledged before, of each writer all up to a moment; no writer waits."""
+    shutil.copy(large, tmp_path / "bookings.db")
+    copy = tmp_path / "copies" / "copy.db"
+    copy.parent.mkdir()
+    acknowledged: list[str] = []
+    stop = threading.Event()
+
+    def write(writer: int) -> list[int]:
+        statuses = []
+        for number in range(10_000):
+            if stop.is_set():
+                break
+            start = f"{2100 + number // 60}-01-01T10:{number % 60:02d}:00Z"
+            statuses.append(server.book(f"writer-{writer}", start, f"{writer}:{number}").status)
+            acknowledged.append(f"{writer}:{number}")
+        return statuses
+
+    with contextlib.closing(Server(tmp_path)) as server, ThreadPoolExecutor(3) as pool:
+        try:
+            writers = [pool.submit(write, writer) for writer in range(3)]
+            _wait_for(lambda: len(acknowledged) >= 50, "bookings")
+            before = set(acknowledged)
+            ended = _run("backup", f"--database={server.database}", str(copy))
+            after = set(acknowledged)
+        finally:
+            stop.set()
+        assert {status for writer in writers for status in writer.result()} == {201}
+        every = {key for _, _, key in server.rows()}
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert list(_files(copy.parent)) == ["copy.db"]
+    keys = _keys(copy)
+    assert ended.stdout == f"{len(keys)} bookings copied to {copy}\n"
+    copied = {key for key in keys if ":" in key}
+    assert before <= copied <= every and len(keys) == LARGE + len(copied)
+    assert after - copied, "nothing was booked while the copy was made"
+    counts = Counter(key.partition(":")[0] for key in copied)
+    assert copied == {f"{writer}:{number}" for writer, count in counts.items() for number in range(count)}
+
+    shown = _run("show", f"--database={copy}", "--tenant=writer-1", "--json").stdout.splitlines()
+    assert len(shown) == counts["1"]
+    with contextlib.closing(Server(copy.parent, "--database", str(copy))) as second:
+        listed = second.call("GET", "/bookings?tenant_id=writer-1").json
+        assert listed == [json.loads(line) for line in shown]
+        assert second.book("writer-1", listed[0]["start_time_utc"], "another").status == 409
+        assert second.book("writer-1", "2090-01-01T10:00:00Z", "another").status == 201
+
+
+def test_an_existing_file_is_replaced_only_by_force(tmp_path: Path) -> None:
+    source, copy = _make(tmp_path / "bookings.db", 3), tmp_path / "copy.db"
+    copy.write_bytes(b"precious")
+    before = _files(tmp_path)
+    refused = _run("backup", f"--database={source}", str(copy))
+    _assert_one_line(refused, "backup")
+    assert "--force" in refused.stderr
+    assert _files(tmp_path) == before
+    forced = _run("backup", f"--database={source}", "copy.db", "--force", cwd=tmp_path)
+    assert (forced.returncode, forced.stdout, forced.stderr) == (0, "3 bookings copied to copy.db\n", "")
+    assert _keys(copy) == ["key-0", "key-1", "key-2"]
+    assert set(_files(tmp_path)) == set(before)
+
+
+@posix
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o664])
+def test_the_copy_has_the_mode_of_the_source(tmp_path: Path, mode: int) -> None:
+    source, copy = _make(tmp_path / "bookings.db", 1), tmp_path / "copy.db"
+    source.chmod(mode)
+    copy.touch(0o777)
+    assert _run("backup", f"--database={source}", str(copy), "--force").returncode == 0
+    assert copy.stat().st_mode & 0o7777 == mode
+    assert _keys(copy) == ["key-0"]
+
+
+@posix
+@pytest.mark.parametrize("force", [(), ("--force",)], ids=["", "force"])
+@pytest.mark.parametrize(
+    "target",
+    [
+        "bookings.db",
+        "folder/../bookings.db",
+        "symlink",
+        "hardlink",
+        "folder",
+        "folder/",
+        "no/copy.db",
+        "used.db",
+    ],
+)
+def test_a_target_that_is_refused(tmp_path: Path, target: str, force: tuple[str, ...]) -> None:
+    _make(tmp_path / "bookings.db", 1)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "symlink").symlink_to("bookings.db")
+    os.link(tmp_path / "bookings.db", tmp_path / "hardlink")
+    _make(tmp_path / "used.db", 2)
+    (tmp_path / "used.db-wal").write_bytes(b"bookings of another server")
+    before = _files(tmp_path)
+    ended = _run("backup", "--database=bookings.db", target, *force, cwd=tmp_path)
+    _assert_one_line(ended, "backup")
+    assert _files(tmp_path) == before
+    assert (tmp_path / "symlink").is_symlink()
+
+
+@posix
+@pytest.mark.parametrize("suffix", ["", "-wal", "-shm"])
+def test_no_file_of_a_database_at_work_is_replaced(server: Server, suffix: str) -> None:
+    assert server.book(key="k1").status == 201
+    target = Path(f"{server.database}{suffix}")
+    inode = target.stat().st_ino
+    ended = _run("backup", f"--database={server.database}", str(target), "--force")
+    assert target.stat().st_ino == inode, "the file was replaced under the server"
+    _assert_one_line(ended, "backup")
+    assert server.book(start="2026-01-01T11:00:00Z", key="k2").status == 201
+    assert [key for _, _, key in server.rows()] == ["k1", "k2"]
+
+
+def _damaged(page: int) -> Callable[[Path], None]:
+    """The schema can be read, one page cannot: a root, of which the check has much to say, or a leaf."""
+
+    def make(path: Path) -> None:
+        content = bytearray(_make(path, 20_000).read_bytes())
+        size = int.from_bytes(content[16:18], "big")
+        content[size * page : size * (page + 1)] = b"\xff" * size
+        path.write_bytes(content)
+
+    return make
+
+
+def _truncated(path: Path) -> None:
+    content = _make(path, 20_000).read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+def _without_unique(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.executescript(SCHEMA.replace("UNIQUE (tenant_id, start_time_utc),", ""))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda path: None,
+        lambda path: path.mkdir(),
+        lambda path: path.write_text("id,tenant_id\n1,acme\n" * 100),
+        _without_unique,
+        _truncated,
+        _damaged(2),
+        _damaged(40),
+    ],
+    ids=["missing", "folder", "text", "no UNIQUE", "truncated", "root page", "leaf page"],
+)
+def test_a_source_that_cannot_be_copied_leaves_nothing(tmp_path: Path, make: Callable[[Path], Any]) -> None:
+    source, folder = tmp_path / "bookings.db", tmp_path / "copies"
+    make(source)
+    folder.mkdir()
+    (folder / "old.db").write_bytes(b"precious")
+    before = _files(tmp_path)
+    for target, flags in (("copy.db", ()), ("old.db", ("--force",))):
+        _assert_one_line(_run("backup", f"--database={source}", str(folder / target), *flags), "backup")
+        assert _files(folder) == {"old.db": b"precious"}
+    assert _files(tmp_path) == before
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder with room for 4 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(folder)]
+    if not (sys.platform.startswith("linux") and os.geteuid() == 0 and shutil.which("mount")):
+        pytest.skip("only root on Linux can mount a small disk")
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("this machine does not let root mount")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_leaves_nothing(large: Path, small_disk: Path) -> None:
+    (small_disk / "old.db").write_bytes(b"precious")
+    for target in ("copy.db", "old.db"):
+        _assert_one_line(_run("backup", f"--database={large}", str(small_disk / target), "--force"), "backup")
+        assert _files(small_disk) == {"old.db": b"precious"}
+    before = os.statvfs(small_disk)
+    assert before.f_bavail * before.f_frsize > 3 << 20
+
+
+@posix
+def test_a_limit_on_a_files_size_leaves_nothing(large: Path, tmp_path: Path) -> None:
+    under = ("sh", "-c", 'ulimit -f 4000; exec "$@"', "sh")
+    _assert_one_line(_run("backup", f"--database={large}", str(tmp_path / "copy.db"), under=under), "backup")
+    assert _files(tmp_path) == {}
+
+
+@posix
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_the_middle_leaves_nothing(large: Path, tmp_path: Path, number: signal.Signals) -> None:
+    old = tmp_path / "copy.db"
+    old.write_bytes(b"precious")
+
+    def begun() -> bool:
+        assert process.poll() is None, "it ended before the signal"
+        with contextlib.suppress(FileNotFoundError):
+            return any(path.stat().st_size for path in tmp_path.iterdir() if path != old)
+        return False
+
+    with _start("backup", f"--database={large}", str(old), "--force") as process:
+        _wait_for(begun, "the copy to begin")
+        process.send_signal(number)
+        out, err = process.communicate(timeout=SOON)
+    assert (process.returncode, out, err) == (128 + number, "", "")
+    assert _files(tmp_path) == {"copy.db": b"precious"}
+
+
+@posix
+def test_progress_on_a_terminal_only(large: Path, tmp_path: Path) -> None:
+    import pty
+
+    master, terminal = pty.openpty()
+    try:
+        ended = _run("backup", f"--database={large}", str(tmp_path / "copy.db"), stderr=terminal)
+        # The terminal's buffer of some 4 KB takes it all, so that it can be read afterwards.
+        os.set_blocking(master, False)
+        shown = os.read(master, 65536).decode()
+    finally:
+        os.close(master)
+        os.close(terminal)
+    assert (ended.returncode, ended.stdout) == (0, f"{LARGE} bookings copied to {tmp_path / 'copy.db'}\n")
+    percents = [int(found) for found in re.findall(r"(\d+) %", shown)]
+    assert len(percents) > 3 and percents == sorted(percents) and percents[-1] == 100
+    assert shown.endswith("\r\n") and shown.count("\n") == 1
+    assert len(_keys(tmp_path / "copy.db")) == LARGE
+
+
+# bookings.prove
+
+RACE, ONE_KEY, SPELLINGS, OTHER_USE, BY_HAND, KILL = range(6)
+
+
+def _verdicts(output: str, count: int) -> list[str]:
+    """The verdict of each part; the progress and the table agree on it, and the last line follows from it."""
+    progress = re.findall(r"^\[(\d+)/(\d+)\] +[0-9.]+ s  (.+): (ok|FAIL)$", output, re.MULTILINE)
+    assert [(int(number), int(of)) for number, of, _, _ in progress] == [(n + 1, count) for n in range(count)]
+    before, *table, after = re.split(r"^-+(?:  -+){3}\n", output, flags=re.MULTILINE)
+    # The cells of one row go on in the lines below, each in its column.
+    columns = [match.span() for match in re.finditer("-+", output[len(before) :].partition("\n")[0])]
+    rows = [
+        tuple(
+            " ".join(line[begin:end].strip() for line in row.splitlines()).strip() for begin, end in columns
+        )
+        for row in table
+    ]
+    assert rows[0] == ("tried", "expected", "happened", "")
+    assert all(all(row) for row in rows[1:])
+    assert [(row[0], row[3]) for row in rows[1:]] == [(tried, verdict) for _, _, tried, verdict in progress]
+    verdicts = [row[3] for row in rows[1:]]
+    assert after.splitlines()[-1].startswith("FAILED" if "FAIL" in verdicts else "PROVED")
+    return verdicts
+
+
+def _processes_naming(folder: Path) -> dict[int, str]:
+    """Whose command line has this folder in it, which is where their database is."""
+    listed = subprocess.run(
+        ["ps", "-A", "-ww", "-o", "pid=,args="], capture_output=True, text=True, check=True
+    )
+    pairs = (line.strip().split(" ", 1) for line in listed.stdout.splitlines())
+    return {int(pid): args for pid, args in pairs if f"{folder}{os.sep}" in args}
+
+
+@pytest.fixture
+def temporary(tmp_path: Path) -> Iterator[Path]:
+    """A folder for temporary files of the process that is tried; whoever is still at work there is ended."""
+    folder = tmp_path / "t"
+    folder.mkdir()
+    yield folder
+    for process in _processes_naming(folder) if shutil.which("ps") else ():
+        os.kill(process, signal.SIGTERM if os.name == "nt" else signal.SIGKILL)
+
+
+def _assert_nothing_left(temporary: Path) -> None:
+    assert list(temporary.iterdir()) == []
+    if shutil.which("ps"):
+        assert _processes_naming(temporary) == {}
+
+
+def test_prove_passes_on_a_server_of_its_own(tmp_path: Path, temporary: Path) -> None:
+    # Somebody's settings are neither used nor in the way.
+    mine = tmp_path / "mine.db"
+    ended = _run(
+        "prove", TMPDIR=str(temporary), TEMP=str(temporary), BOOKINGS_DB=str(mine), PORT="1", HOST="192.0.2.1"
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert _verdicts(ended.stdout, 6) == ["ok"] * 6
+    assert not mine.exists()
+    _assert_nothing_left(temporary)
+
+
+def test_prove_on_a_running_server_keeps_to_tenants_of_its_own(server: Server, temporary: Path) -> None:
+    for tenant in ("acme", "prove", "prove-0"):
+        assert server.book(tenant, "2026-01-01T00:00:00Z", f"key of {tenant}").status == 201
+    before = server.rows()
+    ended = _run(
+        "prove", f"--url=http://127.0.0.1:{server.port}/", TMPDIR=str(temporary), TEMP=str(temporary)
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert _verdicts(ended.stdout, 4) == ["ok"] * 4
+    skipped = [line for line in ended.stdout.splitlines() if line.startswith("Not tried")]
+    assert len(skipped) == 1 and "by hand" in skipped[0] and "kill" in skipped[0]
+    rows = server.rows()
+    assert rows[: len(before)] == before
+    # What it says it did has been done: 25 slots, and one booking for each of the other parts.
+    counted = Counter(tenant for tenant, _, _ in rows[len(before) :])
+    assert sorted(counted.values()) == [1, 1, 1, 25]
+    assert not set(counted) & {"acme", "prove", "prove-0"}
+    assert server.process.poll() is None
+    _assert_nothing_left(temporary)
+
+
+def _broken(folder: Path, name: str, promise: str, breach: str) -> Path:
+    """A copy of the program with this change in one of its files."""
+    shutil.copytree(ROOT / "bookings", folder / "bookings", ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ("run.py", "schema.sql"):
+        shutil.copy(ROOT / file, folder)
+    text = (folder / name).read_text(encoding="utf-8")
+    assert text.count(promise) == 1, f"{name} no longer has {promise!r}: find another way to break it"
+    (folder / name).write_text(text.replace(promise, breach), encoding="utf-8")
+    return folder
+
+
+INSERTS = "    try:\n        cursor = db.execute("
+RESTART = '            db.execute("COMMIT")\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "promise", "breach", "caught"),
+    [
+        ("schema.sql", "    UNIQUE (tenant_id, start_time_utc),\n", "", {RACE, SPELLINGS, BY_HAND}),
+        ("bookings/store.py", RESTART, f'            db.execute("DELETE FROM bookings")\n{RESTART}', {KILL}),
+    ],
+    ids=["no UNIQUE", "forgets when it restarts"],
+)
+def test_prove_catches_a_broken_program(
+    tmp_path: Path, temporary: Path, name: str, promise: str, breach: str, caught: set[int]
+) -> None:
+    code = _broken(tmp_path / "code", name, promise, breach)
+    ended = _run("prove", code=code, TMPDIR=str(temporary), TEMP=str(temporary))
+    assert (ended.returncode, ended.stderr) == (1, "")
+    verdicts = _verdicts(ended.stdout, 6)
+    assert {part for part, verdict in enumerate(verdicts) if verdict == "FAIL"} == caught, ended.stdout
+    _assert_nothing_left(temporary)
+
+
+@pytest.mark.parametrize(
+    ("name", "promise", "breach", "caught"),
+    [
+        ("bookings/api.py", "_json(200, vars(booking), [(", "_json(409, vars(booking), [(", {RACE, ONE_KEY}),
+        (
+            "bookings/store.py",
+            INSERTS,
+            f'    db.execute("BEGIN")\n{INSERTS}',
+            {RACE, ONE_KEY, SPELLINGS, OTHER_USE},
+        ),
+        ("bookings/store.py", "Outcome.KEY_REUSED, None", "Outcome.REPLAYED, booking", {OTHER_USE}),
+        (
+            "bookings/store.py",
+            'AND tenant_id = ?", (booking_id, tenant_id)',
+            "AND ? != ''\", (booking_id, tenant_id)",
+            {OTHER_USE},
+        ),
+        (
+            "bookings/store.py",
+            "        created_at = time.strftime(",
+            "        return Outcome.SLOT_TAKEN, None\n        created_at = time.strftime(",
+            {RACE, ONE_KEY, SPELLINGS, OTHER_USE},
+        ),
+    ],
+    ids=[
+        "409 to a repeat",
+        "201 without a row",
+        "another's booking to a used key",
+        "another's booking by its id",
+        "409 to all",
+    ],
+)
+def test_prove_catches_a_broken_server(
+    tmp_path: Path, name: str, promise: str, breach: str, caught: set[int]
+) -> None:
+    code = _broken(tmp_path / "code", name, promise, breach)
+    with contextlib.closing(Server(tmp_path, program=code / "run.py", PYTHONPATH=str(code))) as server:
+        ended = _run("prove", f"--url=http://127.0.0.1:{server.port}")
+        rows = server.rows()
+    assert (ended.returncode, ended.stderr) == (1, "")
+    verdicts = _verdicts(ended.stdout, 4)
+    assert {part for part, verdict in enumerate(verdicts) if verdict == "FAIL"} == caught, ended.stdout
+    # The breach is there: no row where nothing is inserted, and elsewhere still one for a slot.
+    assert len(rows) == (0 if len(caught) == 4 else 28)
+
+
+def _free_port() -> int:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        return int(unused.getsockname()[1])
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1:{port}",
+        "127.0.0.1:{port}",
+        "https://127.0.0.1:{port}",
+        "http://127.0.0.1:{port}0",
+        "nonsense",
+    ],
+)
+def test_prove_where_nothing_answers(temporary: Path, url: str) -> None:
+    named = url.format(port=_free_port())
+    ended = _run("prove", "--url", named, TMPDIR=str(temporary), TEMP=str(temporary))
+    _assert_one_line(ended, "prove")
+    assert named in ended.stderr
+    _assert_nothing_left(temporary)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://localhost:port", "http://[::1", "ftp://localhost", "http://", "http:// x"]
+)
+def test_prove_with_what_is_no_url(temporary: Path, url: str) -> None:
+    ended = _run("prove", "--url", url, TMPDIR=str(temporary), TEMP=str(temporary))
+    assert ended.returncode in (1, 2) and ended.stdout == ""
+    assert "Traceback" not in ended.stderr, ended.stderr
+    assert "bookings.prove: " in ended.stderr.splitlines()[-1]
+    _assert_nothing_left(temporary)
+
+
+def test_prove_where_another_program_answers(tmp_path: Path) -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as other:
+        thread = threading.Thread(target=other.serve_forever)
+        thread.start()
+        try:
+            ended = _run("prove", "--url", f"http://127.0.0.1:{other.server_address[1]}")
+        finally:
+            other.shutdown()
+            thread.join()
+    _assert_one_line(ended, "prove")
+
+
+def _is_at(tenant: str, temporary: Path) -> bool:
+    """prove has started a server, and a tenant of this form has bookings."""
+    if not tenant:
+        return bool(_processes_naming(temporary))
+    for database in temporary.glob("*/bookings.db"):
+        with contextlib.suppress(sqlite3.Error), contextlib.closing(_read_only(database)) as db:
+            return bool(db.execute("SELECT 1 FROM bookings WHERE tenant_id GLOB ?", (tenant,)).fetchone())
+    return False
+
+
+@posix
+@needs_ps
+@pytest.mark.parametrize(
+    ("tenant", "delay"),
+    [("", "import time\ntime.sleep(60)\n"), ("prove-*", ""), ("prove-*-[0-9]", "")],
+    ids=["starting", "racing", "killing"],
+)
+def test_prove_leaves_nothing_after_ctrl_c(tmp_path: Path, temporary: Path, tenant: str, delay: str) -> None:
+    code = _broken(tmp_path / "code", "run.py", "import argparse\n", "import argparse\n" + delay)
+    # A terminal sends the signal to the whole group, and the server that prove starts is in another.
+    with _start("prove", code=code, TMPDIR=str(temporary), start_new_session=True) as process:
+        try:
+            _wait_for(lambda: _is_at(tenant, temporary), "the part to interrupt")
+            os.killpg(process.pid, signal.SIGINT)
+            process.wait(OBEYED)
+            with pytest.raises(ProcessLookupError):
+                os.killpg(process.pid, 0)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            # Before the output is read: they hold it open.
+            left = _processes_naming(temporary)
+            for number in left:
+                os.kill(number, signal.SIGKILL)
+        out, err = process.communicate(timeout=SOON)
+    assert left == {}
+    assert list(temporary.iterdir()) == []
+    assert (process.returncode, err) == (130, "")
+    assert "PROVED" not in out
