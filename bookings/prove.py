@@ -298,8 +298,8 @@ def prove_kill(server: Server, tenant: str) -> Result:
                 stop.wait(0.02)
 
     with ThreadPoolExecutor(THREADS) as pool:
-        loads = [pool.submit(load, thread) for thread in range(THREADS)]
         try:
+            loads = [pool.submit(load, thread) for thread in range(THREADS)]
             for _ in range(3):
                 before = len(acknowledged)
                 deadline = time.monotonic() + START_SECONDS
