@@ -74,16 +74,24 @@ class Server:
         self._process: subprocess.Popen[str] | None = None
 
     def start(self, port: str) -> None:
+        # In a thread, since Ctrl+C interrupts the main one: there it could come between the start and the assignment.
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(self._spawn, port)
+        assert self._process
+        assert self._process.stdout
+        found = re.search(r"http://127\.0\.0\.1:[0-9]+", self._process.stdout.readline())
+        if not found:
+            raise RuntimeError("the server did not start")
+        self.url = found[0]
+
+    def _spawn(self, port: str) -> None:
         self._process = subprocess.Popen(
             [
                 sys.executable,
                 str(RUN),
-                "--port",
-                port,
-                "--host",
-                "127.0.0.1",
-                "--database",
-                self.database,
+                f"--port={port}",
+                "--host=127.0.0.1",
+                f"--database={self.database}",
                 "--quiet",
             ],
             stdout=subprocess.PIPE,
@@ -91,11 +99,6 @@ class Server:
             # A group of its own, so that it can be killed whole.
             start_new_session=True,
         )
-        assert self._process.stdout
-        found = re.search(r"http://127\.0\.0\.1:[0-9]+", self._process.stdout.readline())
-        if not found:
-            raise RuntimeError("the server did not start")
-        self.url = found[0]
 
     def kill(self) -> None:
         """End it without a warning, as a power cut of the machine's processes would."""
