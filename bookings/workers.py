@@ -57,10 +57,10 @@ def _work(
     """Serve until a signal, or until the parent's pipe ends; 0 if every request in flight was answered."""
     store = SQLiteStore(database)
     server = BookingServer(listener, store)
-    up()
     _on_first(signals, lambda: threading.Thread(target=server.shutdown).start())
     if parent is not None:
         threading.Thread(target=_at_the_end_of, args=(parent, server.shutdown), daemon=True).start()
+    up()
     server.serve_forever()
     server.server_close()
     answered = server.drain()
@@ -96,6 +96,8 @@ class _Parent:
         self._pipe = os.pipe()
 
     def run(self, count: int, up: Callable[[], None]) -> int:
+        for each in STOP_SIGNALS:
+            signal.signal(each, self._on_signal)
         # Each worker closes its end when it is up, or leaves it to the system when it dies.
         all_up, starting = os.pipe()
         for _ in range(count):
@@ -103,12 +105,12 @@ class _Parent:
         os.close(starting)
         os.read(all_up, 1)
         os.close(all_up)
-        up()
-        for each in STOP_SIGNALS:
-            signal.signal(each, self._on_signal)
+        if not self._stopping:
+            up()
         failed, at_once = False, 0
         while self._started:
-            worker, status = os.wait()
+            worker, waited = os.wait()
+            status = os.waitstatus_to_exitcode(waited)
             lived = time.monotonic() - self._started.pop(worker)
             failed = failed or (self._stopping and status != 0)
             if self._stopping:
