@@ -28,6 +28,11 @@ from bookings import api
 from bookings.problems import Problem
 from bookings.store import SQLiteStore
 
+try:
+    import resource
+except ImportError:  # Windows, which has no such limit
+    resource = None  # type: ignore[assignment]
+
 # RFC 9112, section 3, asks for at least 8000; the query of a list needs a few hundred.
 MAX_LINE = 8192
 # What popular servers take (Apache: 100 fields), with room for the cookies and traces that a proxy adds.
@@ -48,9 +53,11 @@ LINGER_SECONDS = 1.0
 # Requests in flight at a stop have this long. One that has arrived is answered by then, however busy the database, and
 # those who stop servers (Docker for one) kill them after 10 s.
 DRAIN_SECONDS = 8.0
-# A thread takes some 50 KiB of memory, and up to four descriptors while it has the database open. Beyond the bound,
-# connections wait in the backlog.
+# A thread takes some 50 KiB of memory. Beyond the bound, connections wait in the backlog.
 MAX_CONNECTIONS = 1000
+# Its socket, and while it is answered the database, its WAL and the WAL once more for the sync. A thread without a
+# descriptor left could not answer, so that where few are allowed the bound is lower.
+DESCRIPTORS_PER_CONNECTION = 4
 BACKLOG = 1024
 
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
@@ -103,7 +110,7 @@ class BookingServer(ThreadingHTTPServer):
         self.store = store
         self.stopping = False
         self.idle: set[socket.socket] = set()
-        self._room = threading.Semaphore(MAX_CONNECTIONS)
+        self._room = threading.Semaphore(min(MAX_CONNECTIONS, _descriptors() // DESCRIPTORS_PER_CONNECTION))
         self._connections = 0
         self._ended = threading.Condition()
 
@@ -153,6 +160,18 @@ class BookingServer(ThreadingHTTPServer):
                 pass  # its client has just left
         with self._ended:
             return self._ended.wait_for(lambda: self._connections == 0, DRAIN_SECONDS)
+
+
+def _descriptors() -> int:
+    """How many descriptors this process may have, after asking for as many as it may ask for."""
+    if not resource:
+        return DESCRIPTORS_PER_CONNECTION * MAX_CONNECTIONS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError):
+        return soft  # some systems have a lower bound than the one they tell
+    return hard if hard != resource.RLIM_INFINITY else DESCRIPTORS_PER_CONNECTION * MAX_CONNECTIONS
 
 
 class _Connection(socketserver.BaseRequestHandler):
