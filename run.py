@@ -1,4 +1,4 @@
-"""Serve bookings: settings from flags, then the environment, then defaults; build the store and the server; serve."""
+"""Serve bookings: settings from flags, then the environment, then defaults; make the database; listen; serve."""
 
 # So that any Python, however old, can read this file and say that it is too old: imports stand below the check, types
 # in comments, and there is no f-string and no print.
@@ -27,15 +27,16 @@ def main():
     log_to_stderr(logging.WARNING if settings.quiet else logging.INFO)
     try:
         create_database(settings.database)
-        listener = listen(settings.host, settings.port)
+        try:
+            listener = listen(settings.host, settings.port)
+        except (OSError, UnicodeError) as error:  # the second for a host that cannot be a name
+            why = getattr(error, "strerror", None) or str(error)
+            return fail("cannot listen on " + address(settings.host, settings.port) + ": " + why)
         where = address(settings.host, listener.getsockname()[1])
         line = "Bookings on http://" + where + ", database " + os.path.abspath(settings.database) + "\n"
         return serve(listener, settings.database, settings.workers, lambda: say(line))
     except CannotOpen as error:
         return fail(str(error))
-    except (OSError, UnicodeError) as error:  # the second for a host that cannot be a name
-        why = getattr(error, "strerror", None) or str(error)
-        return fail("cannot listen on " + address(settings.host, settings.port) + ": " + why)
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -101,8 +102,10 @@ def port_number(text):
 
 def worker_count(text):
     # type: (str) -> int
-    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 999):
-        raise argparse.ArgumentTypeError("not a number of workers: " + repr(text) + "; give one from 1 up")
+    if not (text.isascii() and text.isdigit() and len(text) <= 3 and int(text) > 0):
+        raise argparse.ArgumentTypeError(
+            "not a number of workers: " + repr(text) + "; give one from 1 to 999"
+        )
     if int(text) > 1 and not hasattr(os, "fork"):
         raise argparse.ArgumentTypeError("this system cannot share a port among workers; give 1")
     return int(text)
@@ -128,5 +131,5 @@ def fail(message):
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except KeyboardInterrupt:  # before it serves; from then on, stop_on_signals sees to it
+    except KeyboardInterrupt:  # before it serves; from then on, bookings.workers sees to signals
         sys.exit(130)

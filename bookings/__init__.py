@@ -12,6 +12,6 @@ The modules in reading order, lowest floor first. A module imports only from flo
              prove      python -m bookings.prove tries to book a slot twice, in every way there is
     floor 4  workers    processes: a server in each, all on one socket, and a parent that keeps them alive
 
-`run.py` stands above them: it reads the settings, opens the store and serves. A request's way is one line: `server`
-reads it, `api` routes it, `fields` checks it, `store` decides it, `api` words it, `server` sends it.
+`run.py` stands above them: it reads the settings, makes the database, listens and lets the workers serve. A request's
+way is one line: `server` reads it, `api` routes it, `fields` checks it, `store` decides it, `api` words it, `server` sends it.
 """

@@ -72,18 +72,18 @@ def refusal(problem: Problem, request_id: str | None = None) -> Response:
     }
     if request_id:
         document["request_id"] = request_id
-    return _json(problem.status, document, problem.headers, "application/problem+json")
+    return _json(problem.status, document, problem.headers, ("Content-Type", "application/problem+json"))
 
 
 def _book(request: Request, query: fields.Query, match: Match[str], store: SQLiteStore) -> Response:
     asked = fields.booking_request(request.headers, query, request.body)
     outcome, booking = store.book(asked.tenant_id, asked.start_time_utc, asked.idempotency_key)
-    if outcome is Outcome.CREATED and booking:
+    if not booking:
+        kind, error, detail = _LOST[outcome]
+        raise Problem(kind, detail, [error])
+    if outcome is Outcome.CREATED:
         return _json(201, vars(booking), [("Location", f"/bookings/{booking.id}")])
-    if outcome is Outcome.REPLAYED and booking:
-        return _json(200, vars(booking), [("Idempotent-Replayed", "true")])
-    kind, error, detail = _LOST[outcome]
-    raise Problem(kind, detail, [error])
+    return _json(200, vars(booking), [("Idempotent-Replayed", "true")])
 
 
 _LOST = {
@@ -169,8 +169,8 @@ def _methods(handlers: Handlers) -> Sequence[str]:
     return [*handlers, *(["HEAD"] if "GET" in handlers else []), "OPTIONS"]
 
 
-def _page(page: Callable[[SQLiteStore], Response]) -> Handlers:
-    """The handlers of a path that is only read, and the same for whoever asks however."""
+def _fixed(page: Callable[[SQLiteStore], Response]) -> Handlers:
+    """The handlers of a path that is only read, and answers everybody alike."""
 
     def handler(request: Request, query: fields.Query, match: Match[str], store: SQLiteStore) -> Response:
         fields.refuse(query.errors)
@@ -183,11 +183,11 @@ def _page(page: Callable[[SQLiteStore], Response]) -> Handlers:
 _ROUTES: Sequence[tuple[Pattern[str], Handlers]] = (
     (re.compile(r"/bookings"), {"GET": (_list, fields.PAGE_PARAMETERS), "POST": (_book, ())}),
     (re.compile(r"/bookings/(?P<id>[1-9][0-9]{0,15})"), {"GET": (_show, ("tenant_id",))}),
-    (re.compile(r"/"), _page(_index)),
-    (re.compile(r"/live"), _page(_live)),
-    (re.compile(r"/ready"), _page(_ready)),
-    (re.compile(r"/openapi\.json"), _page(_openapi)),
-    (re.compile(r"/problems"), _page(_problems)),
+    (re.compile(r"/"), _fixed(_index)),
+    (re.compile(r"/live"), _fixed(_live)),
+    (re.compile(r"/ready"), _fixed(_ready)),
+    (re.compile(r"/openapi\.json"), _fixed(_openapi)),
+    (re.compile(r"/problems"), _fixed(_problems)),
     (re.compile(rf"/problems/(?P<name>{'|'.join(KINDS)})"), {"GET": (_problem, ())}),
 )
 
@@ -216,9 +216,9 @@ _TROUBLES = {
 
 
 def _json(
-    status: int, document: Any, headers: Sequence[tuple[str, str]] = (), media_type: str = "application/json"
+    status: int, document: Any, headers: Sequence[tuple[str, str]] = (), media_type: tuple[str, str] = _JSON
 ) -> Response:
     """A document as its response, ending in a line break for those who read it in a terminal."""
     # A lone surrogate, which only a refusal can repeat, leaves as the JSON escape that backslashreplace spells.
     body = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace")
-    return Response(status, (("Content-Type", media_type), *headers), body + b"\n")
+    return Response(status, (media_type, *headers), body + b"\n")

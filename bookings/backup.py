@@ -56,6 +56,7 @@ def back_up(database: str, target: str, force: bool) -> int:
             reader.copy_to(partial, show_progress if sys.stderr.isatty() else lambda remaining, total: None)
             shutil.copymode(database, partial)
             sync(partial)
+            # Again: the copy took its time, and the file may have come into being.
             refuse_target(database, target, force)
             os.replace(partial, target)
         except BaseException:
@@ -88,6 +89,7 @@ def show_progress(remaining: int, total: int) -> None:
 
 
 def sync(path: str) -> None:
+    # Windows syncs only what is open for writing, and a folder opens only for reading.
     handle = os.open(path, os.O_RDWR if os.path.isfile(path) else os.O_RDONLY)
     try:
         os.fsync(handle)

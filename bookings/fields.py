@@ -37,7 +37,7 @@ MAX_DEPTH = 64
 
 _TEXT = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]*")
 _INSTANT = re.compile(
-    r"(?P<date>([0-9]{4})-([0-9]{2})-([0-9]{2}))[Tt](?P<time>([0-9]{2}):([0-9]{2}):([0-9]{2}))"
+    r"(?P<date>[0-9]{4}-[0-9]{2}-[0-9]{2})[Tt](?P<time>[0-9]{2}:[0-9]{2}:[0-9]{2})"
     r"(?:\.(?P<fraction>[0-9]+))?(?P<offset>[Zz]|(?P<sign>[+-])(?P<hours>[0-9]{2}):(?P<minutes>[0-9]{2}))?"
 )
 # A structured field's string (RFC 9651, section 3.3.3), as the Idempotency-Key draft spells its value.
@@ -128,7 +128,17 @@ def parse_query(raw: str, known: Sequence[str]) -> Query:
     try:
         if _BAD_PERCENT.search(raw):
             raise ValueError("a % is not followed by two hexadecimal digits; send a literal one as %25")
-        pairs = parse_qsl(raw, True, True, errors="strict", max_num_fields=MAX_PARAMETERS) if raw else []
+        pairs = (
+            parse_qsl(
+                raw,
+                keep_blank_values=True,
+                strict_parsing=True,
+                errors="strict",
+                max_num_fields=MAX_PARAMETERS,
+            )
+            if raw
+            else []
+        )
     except ValueError as error:
         detail = f"is not of the form name=value&name=value in percent-encoded UTF-8: {error}"
         refuse([FieldError("query", detail)])
@@ -164,7 +174,7 @@ def instant(value: object) -> str:
         raise ValueError("is not an instant; send it like 2026-01-01T10:00:00Z")
     canonical = f"{match['date']}T{match['time']}Z"
     try:
-        when = datetime(*map(int, match.group(2, 3, 4, 6, 7, 8)))  # type: ignore[arg-type]
+        when = datetime(*map(int, re.findall("[0-9]+", canonical)))  # type: ignore[arg-type]
     except ValueError as error:
         raise ValueError(
             f"is not in the calendar: {error}; years go from 0001 to 9999, hours to 23, seconds to 59"

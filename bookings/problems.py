@@ -24,8 +24,8 @@ KINDS: Mapping[str, Kind] = {
     "malformed-request": Kind(
         400,
         "The request is not well-formed HTTP",
-        "The request line, a header or the length breaks the grammar of RFC 9112. Where a request ends must be certain, "
-        "so the connection was closed.",
+        "The request line, a header or the length breaks the grammar of RFC 9112. Where a request ends must be certain: "
+        "if it is not, the connection was closed.",
         "Send the request with an HTTP client, on a new connection. A proxy that rewrites requests may be at fault.",
     ),
     "malformed-json": Kind(

@@ -75,7 +75,6 @@ _BODILESS = ("GET", "HEAD", "OPTIONS")
 # No cache may keep an answer, since the tenant in a header is no part of its key; no browser may guess a media type.
 _FIXED_HEADERS = "Cache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n"
 
-
 _logger = logging.getLogger("bookings")
 
 
@@ -181,11 +180,11 @@ class _Connection(socketserver.BaseRequestHandler):
     request: socket.socket
 
     def setup(self) -> None:
-        self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
         self._received = b""
 
     def handle(self) -> None:
         try:
+            self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
             while self._serve_one():
                 pass
         except (Closed, OSError):

@@ -105,7 +105,7 @@ class SQLiteStore:
     def __init__(self, path: str) -> None:
         self.path = os.path.abspath(path)
         self._wal = self.path + "-wal"
-        self._uri = _uri(self.path, "rw")
+        self._uri = _uri(self.path, "mode=rw")
         with _opening(self.path):
             # Never used by a request: while one connection is open, closing the others does not checkpoint and delete
             # the WAL, which at low load was most of the cost of an insert (1187 us against 417).
@@ -268,7 +268,7 @@ def reading(path: str) -> Iterator[Reader]:
             raise CannotOpen(f"there is no database at {path}; python run.py makes it")
         # A reader of a WAL database keeps a file beside it. Where it cannot, and no server has one there, nobody writes.
         alone = not os.access(os.path.dirname(path), os.W_OK) and not os.path.exists(path + "-wal")
-        with closing(_connect(_uri(path, "ro&immutable=1" if alone else "ro"))) as db:
+        with closing(_connect(_uri(path, "mode=ro&immutable=1" if alone else "mode=ro"))) as db:
             db.execute("BEGIN")
             _check_table(db, path)
             yield Reader(db)
@@ -287,9 +287,9 @@ def insert_by_hand(path: str, tenant_id: str, start_time_utc: str, idempotency_k
     return ""
 
 
-def _uri(path: str, mode: str) -> str:
-    """For SQLite, in which only the mode rwc makes a file, so that one that vanished is not replaced."""
-    return f"{Path(path).as_uri()}?mode={mode}"
+def _uri(path: str, query: str) -> str:
+    """The file as a URI. Only mode=rwc makes one, so that a file that has vanished is not replaced by an empty one."""
+    return f"{Path(path).as_uri()}?{query}"
 
 
 def _connect(uri: str) -> sqlite3.Connection:
@@ -326,7 +326,7 @@ def create_database(path: str) -> None:
         # SQLite would open it all the same, and let nobody write.
         if os.path.exists(path) and not os.access(path, os.W_OK):
             raise CannotOpen(f"{path}: this user may not write it")
-        with closing(_connect(_uri(path, "rwc"))) as db:
+        with closing(_connect(_uri(path, "mode=rwc"))) as db:
             # Before anything is changed, so that a database of somebody else's stays as it is.
             if _table_text(db) is not None:
                 _check_table(db, path)
@@ -347,7 +347,7 @@ def _switch_to_wal(db: sqlite3.Connection) -> str:
         try:
             return str(db.execute("PRAGMA journal_mode = WAL").fetchone()[0])
         except sqlite3.OperationalError as error:
-            if str(error) not in _TROUBLES or time.monotonic() > deadline:
+            if _TROUBLES.get(str(error)) is not Trouble.BUSY or time.monotonic() > deadline:
                 raise
             time.sleep(0.01)
 
@@ -369,7 +369,10 @@ def _opening(path: str) -> Iterator[None]:
 
 
 def _schema() -> str:
-    return (_HERE / "schema.sql").read_text(encoding="utf-8")
+    try:
+        return (_HERE / "schema.sql").read_text(encoding="utf-8")
+    except OSError as error:
+        raise CannotOpen(f"{error.filename}: {error.strerror}") from error
 
 
 def _check_table(db: sqlite3.Connection, path: str) -> None:

@@ -45,7 +45,9 @@ class Server:
         self.database = base / "bookings.db"
         self.log = base / "server.log"
         inherited = {
-            name: value for name, value in os.environ.items() if name not in ("PORT", "HOST", "BOOKINGS_DB")
+            name: value
+            for name, value in os.environ.items()
+            if name not in ("PORT", "HOST", "BOOKINGS_DB", "WORKERS")
         }
         with self.log.open("a") as log:
             self.process = subprocess.Popen(

@@ -38,7 +38,9 @@ no_signals = pytest.mark.skipif(os.name == "nt", reason="Windows cannot send a s
 
 def _environment(**changes: str) -> dict[str, str]:
     inherited = {
-        name: value for name, value in os.environ.items() if name not in ("PORT", "HOST", "BOOKINGS_DB")
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("PORT", "HOST", "BOOKINGS_DB", "WORKERS")
     }
     return {**inherited, **changes}
 
