@@ -23,7 +23,8 @@ def main():
     """Serve until a signal asks to stop; the exit status."""
     settings = read_settings()
     # A path may have characters that the terminal cannot show.
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    if sys.stdout:
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     log_to_stderr(logging.WARNING if settings.quiet else logging.INFO)
     try:
         create_database(settings.database)
@@ -118,8 +119,11 @@ def address(host, port):
 
 def say(line):
     # type: (str) -> None
-    sys.stdout.write(line)
-    sys.stdout.flush()
+    try:
+        sys.stdout.write(line)
+        sys.stdout.flush()
+    except (AttributeError, OSError):
+        pass  # whoever started this has closed it or left; the server serves all the same
 
 
 def fail(message):

@@ -29,10 +29,10 @@ def main() -> int:
         help="the SQLite file (environment: BOOKINGS_DB; default: bookings.db beside run.py)",
     )
     settings = parser.parse_args()
-    # A signal that would end the program at once would leave half a copy; as an exception it cleans up.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    clean_up_on_signals()
     try:
         count = back_up(settings.database, os.path.abspath(settings.file), settings.force)
+        print(f"{count} booking{'' if count == 1 else 's'} copied to {settings.file}", flush=True)
     except CannotOpen as error:
         print(f"bookings.backup: {error}", file=sys.stderr)
         return 1
@@ -41,8 +41,15 @@ def main() -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    print(f"{count} booking{'' if count == 1 else 's'} copied to {settings.file}")
     return 0
+
+
+def clean_up_on_signals() -> None:
+    """Make an exception of the signals that would end the program at once, and leave behind what it was about."""
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number and signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, lambda number, frame: sys.exit(128 + number))
 
 
 def back_up(database: str, target: str, force: bool) -> int:
@@ -54,8 +61,8 @@ def back_up(database: str, target: str, force: bool) -> int:
         try:
             os.close(handle)
             reader.copy_to(partial, show_progress if sys.stderr.isatty() else lambda remaining, total: None)
-            shutil.copymode(database, partial)
             sync(partial)
+            shutil.copymode(database, partial)
             # Again: the copy took its time, and the file may have come into being.
             refuse_target(database, target, force)
             os.replace(partial, target)
@@ -72,6 +79,8 @@ def back_up(database: str, target: str, force: bool) -> int:
 def refuse_target(database: str, target: str, force: bool) -> None:
     if os.path.isdir(target):
         raise CannotOpen(f"{target} is a folder; name a file in it")
+    if os.path.exists(target) and not os.path.isfile(target):
+        raise CannotOpen(f"{target} is not a file that can be replaced; name another")
     if os.path.exists(target + "-wal"):
         raise CannotOpen(f"{target} is a database in use; copying over it would ruin it")
     own = os.path.realpath(database)

@@ -347,8 +347,11 @@ def main() -> int:
         "--url", help="a running server to try, like http://localhost:3000; tenants of its own are used"
     )
     url = parser.parse_args().url
-    # A signal that would end this at once would leave the server and its folder; as an exception it cleans up.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    # As in bookings.backup: else a signal would leave the server and its folder.
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number and signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda number, frame: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="bookings-prove-") as folder:
         server = Server(os.path.join(folder, "bookings.db"), url or "")
         try:
@@ -357,6 +360,9 @@ def main() -> int:
             results = try_all(server, PARTS if url else (*PARTS, *PARTS_WITH_A_FILE))
         except KeyboardInterrupt:
             return 130
+        except BrokenPipeError:  # nobody reads on; Python would complain once more when it closes stdout
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
         finally:
             server.kill()
     print_results(results)

@@ -20,6 +20,8 @@ from bookings.store import Booking, CannotOpen, default_database, reading
 def main() -> int:
     """Print the bookings; the exit status, 1 where there is no database to show."""
     settings = read_settings()
+    if not sys.stdout:  # closed by who started this
+        return 1
     # A terminal that cannot show a character gets its number instead of a traceback.
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:

@@ -328,7 +328,7 @@ def create_database(path: str) -> None:
             raise CannotOpen(f"{path}: this user may not write it")
         with closing(_connect(_uri(path, "mode=rwc"))) as db:
             # Before anything is changed, so that a database of somebody else's stays as it is.
-            if _table_text(db) is not None:
+            if _table_text(db) is not None or _encoding(db) != "UTF-8":
                 _check_table(db, path)
             mode = _switch_to_wal(db)
             if mode != "wal":
@@ -360,6 +360,8 @@ def _opening(path: str) -> Iterator[None]:
         raise CannotOpen(f"this Python has SQLite {sqlite3.sqlite_version}; bookings needs {oldest} or newer")
     if os.path.isdir(path):
         raise CannotOpen(f"{path} is a folder; name a file in it")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise CannotOpen(f"{path} is not a regular file; name another")
     if not os.path.isdir(os.path.dirname(path)):
         raise CannotOpen(f"{path}: its folder does not exist")
     try:
@@ -381,13 +383,19 @@ def _check_table(db: sqlite3.Connection, path: str) -> None:
         model.execute(_schema())
         expected = _table_text(model)
     found = _table_text(db)
+    if _encoding(db) != "UTF-8":
+        raise CannotOpen(f"{path}: its text is in {_encoding(db)}, and the rules of schema.sql are in UTF-8")
     if found is None:
         raise CannotOpen(f"{path}: there is no bookings table in it; is it another program's?")
-    if found != expected or db.execute("PRAGMA encoding").fetchone()[0] != "UTF-8":
+    if found != expected:
         raise CannotOpen(f"{path}: its bookings table is not the one of schema.sql; use another file")
+
+
+def _encoding(db: sqlite3.Connection) -> str:
+    return str(db.execute("PRAGMA encoding").fetchone()[0])
 
 
 def _table_text(db: sqlite3.Connection) -> str | None:
     """The rules that SQLite has stored for the table, without prose and line breaks, which may change."""
-    found = db.execute("SELECT sql FROM sqlite_master WHERE name = 'bookings'").fetchone()
+    found = db.execute("SELECT sql FROM sqlite_master WHERE name = 'bookings' COLLATE NOCASE").fetchone()
     return " ".join(re.sub(r"--.*", "", found[0]).split()) if found else None

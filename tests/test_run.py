@@ -429,8 +429,17 @@ def test_a_table_that_is_not_the_one_of_the_schema(tmp_path: Path, part: str, in
     assert os.listdir(tmp_path) == ["bookings.db"]
 
 
-def test_a_refused_database_keeps_every_byte(tmp_path: Path) -> None:
-    path = _make(tmp_path / "bookings.db", "CREATE TABLE bookings (guest, room)")
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        "CREATE TABLE bookings (guest, room)",
+        "CREATE TABLE Bookings (guest, room)",
+        "PRAGMA encoding = 'UTF-16'; CREATE TABLE others (a)",
+    ],
+    ids=["another table", "another case", "UTF-16"],
+)
+def test_a_refused_database_keeps_every_byte(tmp_path: Path, theirs: str) -> None:
+    path = _make(tmp_path / "bookings.db", theirs)
     before = _files(tmp_path)
     _fault(tmp_path, sys.executable, RUN, "--port=0", f"--database={path}")
     assert _files(tmp_path) == before

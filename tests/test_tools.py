@@ -703,6 +703,26 @@ def test_prove_with_what_is_no_url(temporary: Path, url: str) -> None:
     _assert_nothing_left(temporary)
 
 
+@posix
+def test_backup_replaces_nothing_but_a_file(tmp_path: Path, server: Server) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    ended = _run("backup", str(pipe), "--force", BOOKINGS_DB=str(server.database))
+    _assert_one_line(ended, "backup")
+    assert pipe.is_fifo()
+
+
+@posix
+@pytest.mark.parametrize("tool", ["show", "backup"])
+def test_a_closed_output_is_no_traceback(tmp_path: Path, server: Server, tool: str) -> None:
+    copy = [str(tmp_path / "copy.db")] if tool == "backup" else []
+    command = [sys.executable, "-m", f"bookings.{tool}", f"--database={server.database}", *copy]
+    ended = subprocess.run(
+        ["sh", "-c", '"$@" >&-', "sh", *command], cwd=ROOT, capture_output=True, timeout=SOON
+    )
+    assert b"Traceback" not in ended.stderr
+
+
 def test_prove_where_another_program_answers(tmp_path: Path) -> None:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as other:
         thread = threading.Thread(target=other.serve_forever)
