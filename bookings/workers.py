@@ -8,6 +8,7 @@ no fork. This module knows nothing of HTTP and nothing of SQL.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -126,14 +127,23 @@ class _Parent:
         return 1 if failed else 0
 
     def _start(self, starting: int | None = None) -> None:
-        worker = os.fork()
-        if worker:
+        # A signal between the look and the fork would leave a worker behind, and one that a worker gets before it has
+        # handlers of its own would be acted on as if it were the parent.
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        if not self._stopping:
+            worker = os.fork()
+            if not worker:
+                self._be_a_worker(starting)
             self._started[worker] = time.monotonic()
-            return
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+    def _be_a_worker(self, starting: int | None) -> None:
         status = 1
         try:
-            # Ctrl+C reaches the whole group, but it is the parent's to act on.
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            # Ctrl+C reaches the whole group, but it is the parent's to act on; so is SIGTERM until there is a server.
+            for each in STOP_SIGNALS:
+                signal.signal(each, signal.SIG_IGN)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
             os.close(self._pipe[1])
             up = (lambda: os.close(starting)) if starting is not None else (lambda: None)
             status = _work(self._listener, self._database, [signal.SIGTERM], self._pipe[0], up)
@@ -148,7 +158,8 @@ class _Parent:
     def _on_signal(self, number: int, frame: object) -> None:
         if self._stopping:
             for worker in self._started:
-                os.kill(worker, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(worker, signal.SIGKILL)
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self._stop()
