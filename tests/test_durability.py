@@ -115,9 +115,10 @@ def _bytes(hexadecimal: str | None) -> bytes:
 def _traced(server: Server) -> list[Call]:
     """What a server has called until it was stopped, in the order in which the calls ended."""
     log = server.log.with_name("trace")
-    end = f"{server.process.pid} +++ exited with 0 +++\n"
+    # strace fills a short number up with spaces.
+    end = re.compile(rf"^{server.process.pid} +\+\+\+ exited with 0 \+\+\+$", re.MULTILINE)
     assert server.stop() == 0
-    _until(lambda: end in log.read_text()[-2000:])
+    _until(lambda: end.search(log.read_text()[-2000:]))
     calls: list[Call] = []
     pending: dict[str, tuple[int, str]] = {}
     for place, line in enumerate(log.read_text().splitlines()):
