@@ -45,7 +45,7 @@ def main() -> int:
 
 
 def clean_up_on_signals() -> None:
-    """Make an exception of the signals that would end the program at once, and leave behind what it was about."""
+    """Turn the signals that would end the program at once, with half a copy left behind, into an exception."""
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
         if number and signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it

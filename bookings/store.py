@@ -113,8 +113,12 @@ class SQLiteStore:
             _check_table(self._kept_open, self.path)
         if os.name != "nt":  # where a folder cannot be opened
             # The WAL may be new, and no booking in it is on the disk before its name in the folder is.
-            with _descriptor(os.path.dirname(self.path), os.O_RDONLY) as folder:
-                os.fsync(folder)
+            try:
+                with _descriptor(os.path.dirname(self.path), os.O_RDONLY) as folder:
+                    os.fsync(folder)
+            except OSError as error:
+                self.close()
+                raise CannotOpen(f"{self.path}: its folder cannot be synced: {error.strerror}") from error
 
     def close(self) -> None:
         self._kept_open.close()

@@ -7,13 +7,15 @@ import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,6 +145,22 @@ def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server that the tests of a module share; each uses tenants and keys of its own."""
     with contextlib.closing(Server(tmp_path_factory.mktemp("shared"))) as started:
         yield started
+
+
+def until(condition: Callable[[], object], seconds: float = SOON) -> None:
+    """Wait until the condition holds, which it must within the bound."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.005)
+
+
+def copy_project(folder: Path) -> Path:
+    """What a user has, without tests and databases: for what runs beside another checkout, or broken."""
+    shutil.copytree(ROOT / "bookings", folder / "bookings", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("run.py", "schema.sql"):
+        shutil.copy(ROOT / name, folder)
+    return folder
 
 
 def at_once(count: int, work: Any) -> list[Any]:

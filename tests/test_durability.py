@@ -22,8 +22,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -33,7 +32,7 @@ import pytest
 
 from bookings import store
 from bookings.store import Outcome, SQLiteStore
-from tests.conftest import ROOT, SOON, Server, assert_problem, at_once
+from tests.conftest import ROOT, SOON, Server, assert_problem, at_once, until
 
 SLOT = "2026-01-{:02}T10:00:00Z"
 NO_SYNC = "store._sync = lambda descriptor: None"
@@ -75,13 +74,6 @@ def _serving(base: Path, *flags: str, patch: str = "", trace: str = "") -> Itera
         yield started
 
 
-def _until(condition: Callable[[], object], seconds: float = SOON) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.005)
-
-
 # --- The order, from a trace
 
 
@@ -118,7 +110,7 @@ def _traced(server: Server) -> list[Call]:
     # strace fills a short number up with spaces.
     end = re.compile(rf"^{server.process.pid} +\+\+\+ exited with 0 \+\+\+$", re.MULTILINE)
     assert server.stop() == 0
-    _until(lambda: end.search(log.read_text()[-2000:]))
+    until(lambda: end.search(log.read_text()[-2000:]))
     calls: list[Call] = []
     pending: dict[str, tuple[int, str]] = {}
     for place, line in enumerate(log.read_text().splitlines()):
@@ -394,7 +386,7 @@ def test_no_answer_leaves_while_its_sync_lasts(tmp_path: Path) -> None:
             client.request("POST", "/bookings", json.dumps(body), {"Content-Type": "application/json"})
             clients[status] = client
             decided = before + count
-            _until(lambda size=2 * decided: syncs.stat().st_size == size)  # type: ignore[misc]
+            until(lambda size=2 * decided: syncs.stat().st_size == size)  # type: ignore[misc]
         # Readers see the booking, and no writer waits for the disk; but nobody is told of it.
         assert server.rows() == [("acme", SLOT.format(1), "k1"), ("acme", SLOT.format(2), "k2")]
         assert store.insert_by_hand(str(server.database), "acme", SLOT.format(3), "k3") == ""
@@ -488,7 +480,7 @@ def test_kill_9_of_all_loses_nothing_acknowledged(tmp_path: Path) -> None:
                     if number < len(clients):
                         clients[number].work(server.port, stop)
                     else:
-                        _until(lambda: sum(len(client.acknowledged) for client in clients) >= wanted)
+                        until(lambda: sum(len(client.acknowledged) for client in clients) >= wanted)
                         stop.wait(moment)
                         server.close()
                 except AssertionError as error:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.conftest import CANONICAL, ROOT, SOON, Server
+from tests.conftest import CANONICAL, ROOT, SOON, Server, copy_project
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -50,10 +50,7 @@ def test_every_block_is_part_of_a_step() -> None:
 def test_the_session(tmp_path: Path) -> None:
     home, project = tmp_path / "home", tmp_path / "project"
     home.mkdir()
-    project.mkdir()
-    for name in ("bookings", "run.py", "schema.sql"):
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        copy(ROOT / name, project / name)
+    copy_project(project)
     (home / "python").symlink_to(sys.executable)
     with contextlib.closing(Server(project, program=project / "run.py")) as server:
         # Port 3000 may be in use here: curl is told where the server of the README is to be found today.

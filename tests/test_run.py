@@ -25,7 +25,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT, SOON, Server, at_once
+from tests.conftest import ROOT, SOON, Server, at_once, copy_project
 
 RUN = str(ROOT / "run.py")
 SCHEMA = (ROOT / "schema.sql").read_text(encoding="utf-8")
@@ -133,9 +133,7 @@ def test_flags_then_the_environment_then_defaults(
 ) -> None:
     copy, elsewhere = tmp_path / "copy", tmp_path / "elsewhere"
     elsewhere.mkdir()
-    shutil.copytree(ROOT / "bookings", copy / "bookings", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("run.py", "schema.sql"):
-        shutil.copy(ROOT / name, copy)
+    copy_project(copy)
     process = subprocess.Popen(
         [sys.executable, str(copy / "run.py"), *flags],
         env=_environment(**environment),

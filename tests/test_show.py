@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import sqlite3
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, SOON, Server
+from tests.conftest import ROOT, SOON, Server, copy_project
 
 SCHEMA = (ROOT / "schema.sql").read_text(encoding="utf-8")
 START = "2026-01-01T10:00:00Z"
@@ -144,9 +143,7 @@ def test_the_file_is_found_from_any_folder(
 ) -> None:
     copy, elsewhere = tmp_path / "copy", tmp_path / "elsewhere"
     elsewhere.mkdir()
-    shutil.copytree(ROOT / "bookings", copy / "bookings", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("run.py", "schema.sql"):
-        shutil.copy(ROOT / name, copy)
+    copy_project(copy)
     _make(copy / "bookings.db", _row("beside"))
     for name in ("environment", "flag"):
         _make(elsewhere / f"{name}.db", _row(name))

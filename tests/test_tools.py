@@ -30,7 +30,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from tests.conftest import ROOT, SOON, Server
+from tests.conftest import ROOT, SOON, Server, copy_project
 
 SCHEMA = (ROOT / "schema.sql").read_text(encoding="utf-8")
 LARGE = 200_000
@@ -42,7 +42,9 @@ needs_ps = pytest.mark.skipif(not shutil.which("ps"), reason="needs ps, to see w
 
 def _environment(code: Path, changes: dict[str, str]) -> dict[str, str]:
     inherited = {
-        name: value for name, value in os.environ.items() if name not in ("BOOKINGS_DB", "PORT", "HOST")
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("BOOKINGS_DB", "PORT", "HOST", "WORKERS")
     }
     return {**inherited, "PYTHONPATH": str(code), "PYTHONIOENCODING": "utf-8", **changes}
 
@@ -590,9 +592,7 @@ def test_prove_on_a_running_server_keeps_to_tenants_of_its_own(server: Server, t
 
 def _broken(folder: Path, name: str, promise: str, breach: str) -> Path:
     """A copy of the program with this change in one of its files."""
-    shutil.copytree(ROOT / "bookings", folder / "bookings", ignore=shutil.ignore_patterns("__pycache__"))
-    for file in ("run.py", "schema.sql"):
-        shutil.copy(ROOT / file, folder)
+    copy_project(folder)
     text = (folder / name).read_text(encoding="utf-8")
     assert text.count(promise) == 1, f"{name} no longer has {promise!r}: find another way to break it"
     (folder / name).write_text(text.replace(promise, breach), encoding="utf-8")

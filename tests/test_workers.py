@@ -15,14 +15,13 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import KILL, ROOT, SOON, Answer, Server, assert_problem, at_once
+from tests.conftest import KILL, ROOT, SOON, Answer, Server, assert_problem, at_once, until
 
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is one process where there is no fork")
 # A stop that waits for nobody takes no longer than this; one that sat out its drain would take 8 s.
@@ -39,13 +38,6 @@ def _serving(base: Path, *flags: str, patch: str = "", **environment: str) -> It
     started = Server(base, *flags, program=launcher if patch else ROOT / "run.py", **environment)
     with contextlib.closing(started):
         yield started
-
-
-def _until(condition: Callable[[], object], seconds: float = SOON) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
 
 
 def _processes() -> dict[int, tuple[int, str]]:
@@ -80,7 +72,7 @@ def _only(worker: int, workers: set[int]) -> Iterator[None]:
     try:
         for other in others:
             os.kill(other, signal.SIGSTOP)
-        _until(lambda: all(_processes()[other][1].startswith("T") for other in others))
+        until(lambda: all(_processes()[other][1].startswith("T") for other in others))
         yield
     finally:
         for other in others:
@@ -243,8 +235,8 @@ def test_a_killed_worker_is_replaced_while_the_others_serve(tmp_path: Path) -> N
                     goal = sum(booked) + 20
                     os.kill(worker, KILL)
                     # Two are left, and they go on at once.
-                    _until(lambda goal=goal: sum(booked) >= goal)
-                _until(lambda: len(_workers(server)) == 3)
+                    until(lambda goal=goal: sum(booked) >= goal)
+                until(lambda: len(_workers(server)) == 3)
             finally:
                 stop.set()
             return []
@@ -311,7 +303,7 @@ def test_a_terminated_worker_answers_what_it_has_and_is_replaced(tmp_path: Path)
             answers = [server.book("acme", SLOT.format(day), f"k{day}") for day in range(2, 12)]
             assert {answer.status for answer in answers} == {201}
             assert _finish(held).startswith(b"HTTP/1.1 201 ")
-        _until(lambda: told not in _workers(server) and len(_workers(server)) == 2)
+        until(lambda: told not in _workers(server) and len(_workers(server)) == 2)
         assert other in _workers(server)
         assert len(server.rows()) == 11
         assert "ended with status 0; starting another" in server.log.read_text()
@@ -366,7 +358,7 @@ def test_a_stop_answers_what_is_in_flight_in_any_worker(tmp_path: Path, number: 
         workers = _workers(server)
         with _in_flight(server, workers) as held:
             _signal(server, number, to)
-            _until(lambda: _refused(server))
+            until(lambda: _refused(server))
             assert server.process.poll() is None
             answers = [_finish(each) for each in held]
         for answer in answers:
@@ -388,12 +380,12 @@ def test_a_second_signal_ends_it_now(tmp_path: Path, number: int, to: str) -> No
         workers = _workers(server)
         with _in_flight(server, workers) as held:
             _signal(server, number, to)
-            _until(lambda: _refused(server))
+            until(lambda: _refused(server))
             assert _alive(workers) == workers
             _signal(server, number, to)
             # Whether it dies of the signal or sees its workers die of theirs first, is a race.
             assert _ends(server, AT_ONCE) in (-number, 1)
-            _until(lambda: not _alive(workers), AT_ONCE)
+            until(lambda: not _alive(workers), AT_ONCE)
             for connection, _ in held:
                 with contextlib.suppress(ConnectionResetError):
                     assert connection.recv(1) == b""
@@ -447,7 +439,7 @@ def test_a_stop_while_a_worker_is_being_replaced(tmp_path: Path, number: int, to
         hold = tmp_path / "hold"
         hold.touch()
         os.kill(min(_workers(server)), KILL)
-        _until((tmp_path / "starting").exists)
+        until((tmp_path / "starting").exists)
         workers = _workers(server)
         _signal(server, number, to)
         hold.unlink()
@@ -469,10 +461,10 @@ def test_no_worker_outlives_its_parent(tmp_path: Path) -> None:
         with held[0]:
             os.kill(server.process.pid, KILL)
             assert _ends(server, SOON) == -KILL
-            _until(lambda: _alive(workers) == {busy}, AT_ONCE)
-            _until(lambda: _refused(server), AT_ONCE)
+            until(lambda: _alive(workers) == {busy}, AT_ONCE)
+            until(lambda: _refused(server), AT_ONCE)
             assert _finish(held).startswith(b"HTTP/1.1 201 ")
-        _until(lambda: not _alive(workers), AT_ONCE)
+        until(lambda: not _alive(workers), AT_ONCE)
         assert server.rows() == [("acme", SLOT.format(1), "held 1")]
         assert server.log.read_text() == ""
 
