@@ -118,6 +118,18 @@ def _ends(server: Server, seconds: float) -> int:
     return server.process.wait(seconds)
 
 
+@forks
+def test_a_stop_leaves_one_file_whichever_worker_closes_it_last(tmp_path: Path) -> None:
+    for number in range(8):  # without the parent's own closing, about every second stop left a log
+        base = tmp_path / str(number)
+        base.mkdir()
+        with contextlib.closing(Server(base, "--workers", "2")) as server:
+            assert server.book().status == 201
+            assert server.stop() == 0
+            assert sorted(os.listdir(base)) == ["bookings.db", "server.log"]
+            assert len(server.rows()) == 1
+
+
 # --- How many
 
 
