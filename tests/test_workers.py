@@ -120,14 +120,13 @@ def _ends(server: Server, seconds: float) -> int:
 
 @forks
 def test_a_stop_leaves_one_file_whichever_worker_closes_it_last(tmp_path: Path) -> None:
-    for number in range(8):  # without the parent's own closing, about every second stop left a log
+    # Just started, workers look at the clock in step and close together: without the parent, every third stop left a log.
+    for number in range(10):
         base = tmp_path / str(number)
         base.mkdir()
         with contextlib.closing(Server(base, "--workers", "2")) as server:
-            assert server.book().status == 201
             assert server.stop() == 0
             assert sorted(os.listdir(base)) == ["bookings.db", "server.log"]
-            assert len(server.rows()) == 1
 
 
 # --- How many
