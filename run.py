@@ -35,7 +35,7 @@ def main():
             return fail("cannot listen on " + address(settings.host, settings.port) + ": " + why)
         where = address(settings.host, listener.getsockname()[1])
         line = "Bookings on http://" + where + ", database " + os.path.abspath(settings.database) + "\n"
-        return serve(listener, settings.database, settings.workers, lambda: say(line))
+        return serve(listener, settings.database, settings.allowed_hosts, settings.workers, lambda: say(line))
     except CannotOpen as error:
         return fail(str(error))
 
@@ -73,6 +73,14 @@ def read_settings():
         default=os.environ.get("WORKERS") or str(default_count()),
         help="how many processes serve (environment: WORKERS; default: one for each processor, one on Windows)",
     )
+    parser.add_argument(
+        "--allowed-hosts",
+        type=host_names,
+        default=os.environ.get("ALLOWED_HOSTS") or "",
+        metavar="NAMES",
+        help="the names, separated by commas, by which clients may call it, besides localhost and addresses "
+        "(environment: ALLOWED_HOSTS; default: no others on 127.0.0.1 or ::1, and any elsewhere)",
+    )
     parser.add_argument("--quiet", action="store_true", help="log faults, but no line for each request")
     return parser.parse_args()
 
@@ -99,6 +107,11 @@ def port_number(text):
     if not (text.isascii() and text.isdigit() and len(text) <= 5 and int(text) <= 65535):
         raise argparse.ArgumentTypeError("not a port: " + repr(text) + "; give a number from 0 to 65535")
     return int(text)
+
+
+def host_names(text):
+    # type: (str) -> list[str]
+    return [name.strip().lower() for name in text.split(",") if name.strip()]
 
 
 def worker_count(text):

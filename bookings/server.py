@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import ipaddress
 import logging
 import os
 import random
@@ -22,6 +23,7 @@ import socketserver
 import sys
 import threading
 import time
+from collections.abc import Collection
 from email.utils import formatdate
 from http import HTTPStatus
 from http.server import ThreadingHTTPServer
@@ -68,6 +70,10 @@ _REQUEST_LINE = re.compile(rf"({_TOKEN}) ([!-~]+) HTTP/([0-9])\.([0-9])")
 _HEADER = re.compile(rf"({_TOKEN}):([^\x00-\x08\x0a-\x1f\x7f]*)")
 _LENGTH = re.compile(r"[0-9]+")
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::[0-9]*)?")
+_PORT = re.compile(r":[0-9]*\Z")
+# What a web page of somebody else's cannot have as its own host, since no one can register it: an address, a name without
+# a dot, and whatever ends in .localhost (RFC 6761).
+_OWN_HOST = re.compile(r"\[.*|[0-9.]*|[^.]*|.*\.localhost")
 # What is taken over as a request's id: nothing that could be mistaken for another part of a log line.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
@@ -105,11 +111,15 @@ class Closed(Exception):
 class BookingServer(ThreadingHTTPServer):
     """Accepts connections and gives each a thread, until `shutdown`; then `drain` lets those in flight finish."""
 
-    def __init__(self, listener: socket.socket, store: SQLiteStore) -> None:
+    def __init__(
+        self, listener: socket.socket, store: SQLiteStore, allowed_hosts: Collection[str] = ()
+    ) -> None:
         super().__init__(listener.getsockname(), _Connection, bind_and_activate=False)
         self.socket.close()
         self.socket = listener
         self.store = store
+        self._allowed_hosts = allowed_hosts
+        self._any_host = not allowed_hosts and not ipaddress.ip_address(listener.getsockname()[0]).is_loopback
         self.stopping = False
         self.idle: set[socket.socket] = set()
         self._room = threading.Semaphore(min(MAX_CONNECTIONS, _descriptors() // DESCRIPTORS_PER_CONNECTION))
@@ -142,6 +152,15 @@ class BookingServer(ThreadingHTTPServer):
             super().process_request_thread(request, client_address)
         finally:
             self._end_connection()
+
+    def knows(self, host: str) -> bool:
+        """Whether a Host may mean this server: a name that a stranger has pointed here may not.
+
+        That is DNS rebinding: a browser takes such a name's page and this server for one site. Where no names are given,
+        a server that only this machine can reach has none, and any other server, every one.
+        """
+        name = _PORT.sub("", host.lower())
+        return self._any_host or bool(_OWN_HOST.fullmatch(name)) or name in self._allowed_hosts
 
     def _end_connection(self) -> None:
         self._room.release()
@@ -258,6 +277,11 @@ class _Connection(socketserver.BaseRequestHandler):
         if len(ids) == 1 and _REQUEST_ID.fullmatch(ids[0]):
             self._request_id = ids[0]
         _check_host(headers, version)
+        for host in headers.get("host", ()):
+            if not self.server.knows(host):
+                raise Problem(
+                    "unknown-host", "Send a Host by which this server is known: localhost, or its address."
+                )
         length = _body_length(self._method, headers)
         keep = (
             version > 0 and (length is not None or self._method in _BODILESS) and not _asks_to_close(headers)

@@ -16,7 +16,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from bookings.server import BookingServer
 from bookings.store import CannotOpen, SQLiteStore
@@ -38,26 +38,29 @@ def default_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def serve(listener: socket.socket, database: str, count: int, up: Callable[[], None]) -> int:
+def serve(
+    listener: socket.socket, database: str, allowed_hosts: Collection[str], count: int, up: Callable[[], None]
+) -> int:
     """Serve with so many workers until a signal asks to stop; the exit status.
 
     `up` is called when they have opened the database. Raises CannotOpen where the only one cannot.
     """
     if count == 1:
-        return _work(listener, database, STOP_SIGNALS, None, up)
-    return _Parent(listener, database).run(count, up)
+        return _work(listener, database, allowed_hosts, STOP_SIGNALS, None, up)
+    return _Parent(listener, database, allowed_hosts).run(count, up)
 
 
 def _work(
     listener: socket.socket,
     database: str,
+    allowed_hosts: Collection[str],
     signals: Sequence[int],
     parent: int | None,
     up: Callable[[], None],
 ) -> int:
     """Serve until a signal, or until the parent's pipe ends; 0 if every request in flight was answered."""
     store = SQLiteStore(database)
-    server = BookingServer(listener, store)
+    server = BookingServer(listener, store, allowed_hosts)
     _on_first(signals, lambda: threading.Thread(target=server.shutdown).start())
     if parent is not None:
         threading.Thread(target=_at_the_end_of, args=(parent, server.shutdown), daemon=True).start()
@@ -89,9 +92,10 @@ def _at_the_end_of(pipe: int, stop: Callable[[], None]) -> None:
 class _Parent:
     """Starts workers, replaces those that die, and leaves none behind."""
 
-    def __init__(self, listener: socket.socket, database: str) -> None:
+    def __init__(self, listener: socket.socket, database: str, allowed_hosts: Collection[str]) -> None:
         self._listener = listener
         self._database = database
+        self._allowed_hosts = allowed_hosts
         self._started: dict[int, float] = {}
         self._stopping = False
         self._pipe = os.pipe()
@@ -150,7 +154,9 @@ class _Parent:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
             os.close(self._pipe[1])
             up = (lambda: os.close(starting)) if starting is not None else (lambda: None)
-            status = _work(self._listener, self._database, [signal.SIGTERM], self._pipe[0], up)
+            status = _work(
+                self._listener, self._database, self._allowed_hosts, [signal.SIGTERM], self._pipe[0], up
+            )
         except CannotOpen as error:
             _logger.error("worker %d: %s", os.getpid(), error)
         except Exception:

@@ -419,7 +419,10 @@ def test_targets(shared_server: Server, target: bytes, status: int, kind: str) -
         [HOST, b"X-Tenant-ID: caf\xc3\xa9"],
         [b"Host:a", b"x-tenant-id:reader"],
         [b"HOST: \t a \t ", b"X-TENANT-ID: \treader\t"],
-        *([TENANT, b"Host:" + host] for host in cases(b"| | [::1]:3000|Example.COM:65535|a:|1.2.3.4|%7e_-")),
+        *(
+            [TENANT, b"Host:" + host]
+            for host in cases(b"| | [::1]:3000|Example.LOCALHOST:65535|a:|1.2.3.4|%7e_-")
+        ),
         *(
             [TENANT, HOST, line]
             for line in cases(b"X:|X: :b: c:|X: \xe9\xff|X: \xc3\xa9\xe2\x80\xa8|X: ,;\"'")
@@ -939,3 +942,50 @@ def test_a_second_signal_ends_it_at_once(server: Server, number: int) -> None:
         assert server.stop(number) == -number
         assert time.monotonic() - started < 2
     assert server.rows() == []
+
+
+# --- DNS rebinding: a page of a stranger whose name has come to mean this machine
+
+STRANGERS = cases(
+    b"evil.example|evil.example:3000|EVIL.example.|localhost.evil.example|127.0.0.1.evil.example|a.b|1.2.3.x"
+)
+OWN_NAMES = cases(
+    b"localhost|LocalHost:3000|app.localhost:1|127.0.0.1|127.0.0.1:3000|[::1]:3000|192.168.0.7|bookings"
+)
+
+
+def _book_as(server: Server, host: bytes, key: str) -> int:
+    (status,) = statuses(server.raw(post(key, CLOSE).replace(HOST, b"Host: " + host)))
+    return status
+
+
+@pytest.mark.parametrize("host", STRANGERS, ids=short)
+def test_a_stranger_who_points_a_name_here_reads_nothing(shared_server: Server, host: bytes) -> None:
+    for line in cases(
+        b"GET /bookings HTTP/1.1|GET / HTTP/1.1|OPTIONS /bookings HTTP/1.1|GET /bookings HTTP/1.0"
+    ):
+        sent = request(line, TENANT, b"Host: " + host)
+        assert_refused(shared_server, sent, 421, "unknown-host")
+
+
+def test_names_by_which_the_server_may_be_called(tmp_path: Path) -> None:
+    """The flag, the Host, and whether it may book."""
+    for number, (flags, own, strange) in enumerate(
+        [
+            ((), OWN_NAMES, STRANGERS),
+            (
+                ("--allowed-hosts= Book.Example ,a.b",),
+                [b"book.example:3000", b"A.B", *OWN_NAMES],
+                STRANGERS[:5],
+            ),
+            (("--host=0.0.0.0",), [*OWN_NAMES, *STRANGERS], []),
+            (("--host=0.0.0.0", "--allowed-hosts=a.b"), [b"a.b:3000", *OWN_NAMES], STRANGERS[:5]),
+        ]
+    ):
+        base = tmp_path / str(number)
+        base.mkdir()
+        with contextlib.closing(Server(base, "--workers=1", *flags)) as server:
+            assert {_book_as(server, host, "refused") for host in strange} <= {421}, flags
+            assert server.rows() == []
+            assert [_book_as(server, host, "booked") for host in own] == [201] + [200] * (len(own) - 1), flags
+            assert server.rows() == [("booked", START, "booked")]

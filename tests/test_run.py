@@ -176,6 +176,7 @@ def test_help_explains_each_setting(tmp_path: Path) -> None:
         ("--port", "PORT", "3000"),
         ("--host", "HOST", "127.0.0.1"),
         ("--database", "BOOKINGS_DB", "bookings.db beside run.py"),
+        ("--allowed-hosts", "ALLOWED_HOSTS", "no others on 127.0.0.1 or ::1, and any elsewhere"),
     ):
         explained = " ".join(ended.stdout.split()).rpartition(words[0])[2]
         assert re.search(rf"environment: {words[1]}; default: {words[2]}", explained)

@@ -51,7 +51,8 @@ def _parsed(received: bytes) -> Answer:
 
 def _request(line: bytes, *headers: bytes, body: bytes = b"") -> bytes:
     """The bytes of a request that ends its connection."""
-    return b"\r\n".join([line, b"Host: x", b"Connection: close", *headers, b"", body])
+    host = [] if b"Host: rebound.example" in headers else [b"Host: x"]
+    return b"\r\n".join([line, *host, b"Connection: close", *headers, b"", body])
 
 
 def _post(tenant: str, start: str, key: str, *headers: bytes) -> bytes:
@@ -77,6 +78,7 @@ FRAMING: dict[int, tuple[bytes, ...]] = {
     413: (b"%s %s HTTP/1.1", b"Content-Length: %d" % (MAX_BODY + 1)),
     414: (b"%%s %%s?%s HTTP/1.1" % (b"a" * MAX_LINE),),
     417: (b"%s %s HTTP/1.1", b"Content-Length: 0", b"Expect: wonders"),
+    421: (b"%s %s HTTP/1.1", b"Host: rebound.example"),
     431: (b"%s %s HTTP/1.1", *[b"X: x"] * MAX_HEADERS),
     501: (b"%s %s HTTP/1.1", b"Transfer-Encoding: chunked"),
     505: (b"%s %s HTTP/2.0",),
