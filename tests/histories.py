@@ -84,11 +84,10 @@ class Booking(NamedTuple):
 
 # What may be answered: one booking, several, or none.
 _SHOWN: dict[tuple[type, int | None], Callable[[Any], list[Booking]]] = {
-    (Book, 201): lambda document: [Booking(**document)],
-    (Book, 200): lambda document: [Booking(**document)],
+    **dict.fromkeys([(Book, 201), (Book, 200)], lambda document: [Booking(**document)]),
     (List, 200): lambda document: [Booking(**each) for each in document],
-    **{(Book, status): lambda document: [] for status in (409, 422, 507)},
-    **{(kind, status): lambda document: [] for kind in (Book, List) for status in (500, 503)},
+    **dict.fromkeys([(Book, status) for status in (409, 422, 500, 503, 507)], lambda document: []),
+    **dict.fromkeys([(List, status) for status in (500, 503)], lambda document: []),
 }
 
 # A booking's making or a call, each of which happened at one moment.
@@ -113,23 +112,23 @@ def violations(history: Iterable[Call], rows: Iterable[Sequence[Any]]) -> list[s
                 answered.append((call, _SHOWN[type(call.request), call.status](json.loads(call.body))))
             except (KeyError, TypeError, ValueError):
                 found.append(f"{call} is no answer that is promised: {call.body!r}")
-    stored = dict.fromkeys((Booking(*row) for row in rows), "the database")
-    # Each booking with whoever was the first to show it.
-    shown: dict[Booking, object] = {**stored}
+    stored = {Booking(*row) for row in rows}
+    # Each booking with whoever was the first to show it. Where two claim one slot, the stored one is taken to hold it.
+    shown: dict[Booking, object] = dict.fromkeys(stored, "the database")
     for call, bookings in answered:
         for booking in bookings:
             shown.setdefault(booking, call)
     by_slot: dict[tuple[str, str], Booking] = {}
     by_key: dict[str, Booking] = {}
     by_id: dict[int, Booking] = {}
-    for booking in shown:
+    for booking, where in shown.items():
         firsts = (
             by_slot.setdefault(booking.slot, booking),
             by_key.setdefault(booking.idempotency_key, booking),
             by_id.setdefault(booking.id, booking),
         )
         for other in {*firsts} - {booking}:
-            both = f"{other} in {shown[other]}, {booking} in {shown[booking]}"
+            both = f"{other} in {shown[other]}, {booking} in {where}"
             found.append(f"two bookings for one slot, key or id: {both}")
     for booking in by_slot.values():
         if booking not in stored:
@@ -257,7 +256,7 @@ SLOTS = 2
 KEYS = 6
 CALLS = 3
 # How often a client hangs up once its booking is sent, to have an answer that is lost for certain.
-HANG_UP = 0.05
+HANG_UP = 0.1
 # For an answer, and for all clients to come to the next round. A server that restarts needs a second.
 SECONDS = 20.0
 # Between two tries, at most: as soon as it can be, or some time after the first has been decided.
@@ -268,11 +267,13 @@ def attend(number: int, ports: Sequence[int], rounds: int, gate: Any, record: Ca
     """One client: in each round it asks for something, through one server after the other, until it is answered."""
     chance = random.Random(number)
     servers = [http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS) for port in ports]
-    turn = number
+    turn, won = number, None
     for this in range(rounds):
         gate.wait(SECONDS)
         for _ in range(CALLS):
-            request, deadline = _choose(chance, this), time.monotonic() + SECONDS
+            # Whoever has won looks at once whether the booking is there for the next server too.
+            request = List(won.tenant) if won else _choose(chance, this)
+            deadline = time.monotonic() + SECONDS
             while True:
                 hang_up = isinstance(request, Book) and chance.random() < HANG_UP
                 call = _call(number, servers[turn % len(servers)], request, hang_up)
@@ -282,17 +283,19 @@ def attend(number: int, ports: Sequence[int], rounds: int, gate: Any, record: Ca
                     break
                 assert time.monotonic() < deadline, f"{call} and no answer since {SECONDS} s"
                 time.sleep(chance.random() * PAUSE)
+            won = request if call.status == 201 else None
     for server in servers:
         server.close()
 
 
 def _choose(chance: random.Random, this: int) -> Book | List:
-    """Something of this round or, for those who come late, of the one before."""
+    """Something of this round or, once in a while, of one long ago."""
     tenant = chance.choice(TENANTS)
-    if chance.random() < 0.2:
+    if chance.random() < 0.1:
         return List(tenant)
-    slot = SLOTS * (this - (chance.random() < 0.2)) % 1440 + chance.randrange(SLOTS)
-    key = f"{this - (chance.random() < 0.2)}/{chance.randrange(KEYS)}"
+    then = chance.choice((this, this, this, this, chance.randrange(this + 1)))
+    slot = SLOTS * then + chance.randrange(SLOTS)
+    key = f"{chance.choice((then, then, then, this))}/{chance.randrange(KEYS)}"
     return Book(tenant, f"2026-01-01T{slot // 60:02}:{slot % 60:02}:00Z", key)
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Server, until
+from tests.conftest import ROOT, Server, until
 from tests.histories import Book, Booking, Call, List, in_processes, in_threads, violations
 
 NINE, TEN = "2026-01-01T09:00:00Z", "2026-01-01T10:00:00Z"
@@ -283,7 +283,7 @@ def made_up(chance: random.Random) -> tuple[list[Call], frozenset[Booking]]:
     """A history of one order, in which then perhaps an answer or its time was changed."""
     history: list[Call] = []
     state: frozenset[Booking] = frozenset()
-    requests = [List("acme"), *(booking.request for booking in ASKED)]
+    requests: list[Book | List] = [List("acme"), *(booking.request for booking in ASKED)]
     for moment in range(2, 2 + chance.randrange(2, 7)):
         request = chance.choice(requests)
         status, body, after = serve(request, state)
@@ -323,26 +323,35 @@ def rows(server: Server) -> list[Any]:
         ).fetchall()
 
 
-def assert_in_order(history: Sequence[Call], stored: list[Any], rounds: int) -> None:
-    """No violation, in a history in which clients have met: of each kind of answer there are some in every round."""
+def assert_in_order(history: Sequence[Call], stored: list[Any]) -> None:
+    """No violation, in a history in which clients have met: there are enough answers of each kind."""
     assert violations(history, stored) == []
     counts = Counter((type(call.request), call.status) for call in history)
-    for kind, status in ((Book, 201), (Book, 200), (Book, 409), (Book, 422), (List, 200)):
-        assert counts[kind, status] >= rounds, counts
-    # Hung up, and a booking all the same.
-    created = {call.request for call in history if call.status == 201}
-    assert len(stored) - len(created) >= rounds / 20, counts
+    won = {call.request: call for call in history if call.status == 201}
+    # Those who were refused while the winner was being told, and winners who were told later or never.
+    at_once = sum(
+        call.status == 409 and any(call.began < other.ended and other.began < call.ended for other in winners)
+        for call in history
+        for winners in [[other for other in won.values() if other.request[:2] == call.request[:2]]]
+    )
+    assert counts[Book, 201] >= ROUNDS, counts
+    assert counts[Book, 200] >= ROUNDS / 2, counts
+    assert counts[Book, 409] >= ROUNDS, counts
+    assert counts[Book, 422] >= ROUNDS, counts
+    assert counts[List, 200] >= ROUNDS, counts
+    assert len(stored) - len(won) >= ROUNDS / 20, counts
+    assert at_once >= ROUNDS / 6, at_once
 
 
 CLIENTS = 8
-ROUNDS = 60
+ROUNDS = 40
 
 
 def test_threads_and_one_server(tmp_path: Path) -> None:
     history: list[Call] = []
     with contextlib.closing(Server(tmp_path, "--workers", "1")) as server:
         in_threads(CLIENTS, [server.port], ROUNDS, history.append)
-        assert_in_order(history, rows(server), ROUNDS)
+        assert_in_order(history, rows(server))
         assert server.log.read_text() == ""
 
 
@@ -350,16 +359,25 @@ def test_threads_and_one_server(tmp_path: Path) -> None:
 def test_processes_and_two_workers(tmp_path: Path) -> None:
     with contextlib.closing(Server(tmp_path, "--workers", "2")) as server:
         history = in_processes(CLIENTS // 2, [server.port], 2 * ROUNDS)
-        assert_in_order(history, rows(server), ROUNDS)
+        assert_in_order(history, rows(server))
         assert server.log.read_text() == ""
 
 
 def test_clients_that_alternate_between_two_servers_on_one_database(tmp_path: Path) -> None:
+    """One of which does not wait in line for the write lock: who is served first must not matter."""
     history: list[Call] = []
+    pusher = tmp_path / "pusher.py"
+    pusher.write_text(
+        f"import runpy, sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom bookings import store\nstore.fcntl = None\n"
+        f"runpy.run_path({str(ROOT / 'run.py')!r}, run_name='__main__')\n"
+    )
     with contextlib.ExitStack() as stack:
-        servers = [stack.enter_context(contextlib.closing(Server(tmp_path))) for _ in range(2)]
+        servers = [
+            stack.enter_context(contextlib.closing(Server(tmp_path, program=program)))
+            for program in (ROOT / "run.py", pusher)
+        ]
         in_threads(CLIENTS, [server.port for server in servers], ROUNDS, history.append)
-        assert_in_order(history, rows(servers[0]), ROUNDS)
+        assert_in_order(history, rows(servers[0]))
         assert servers[0].log.read_text() == ""
 
 
@@ -388,18 +406,21 @@ def stopped(server: Server) -> None:
     ],
 )
 def test_through_restarts(tmp_path: Path, end: Callable[[Server], None]) -> None:
-    restarts, history = 3, []
+    restarts = 3
+    history: list[Call] = []
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(contextlib.closing(Server(tmp_path)))
         load = stack.enter_context(ThreadPoolExecutor(1)).submit(
             in_threads, CLIENTS, [server.port], ROUNDS, history.append
         )
         for restart in range(1, restarts + 1):
-            until(lambda restart=restart: len(history) > restart * ROUNDS * CLIENTS * 3 / (restarts + 1))
+            # Half of the load comes before the last restart: a round has three calls of each client, and retries.
+            enough = restart * ROUNDS * CLIENTS / 2
+            until(lambda enough=enough: len(history) > enough)  # type: ignore[misc]
             assert not load.done()
             end(server)
             server = Server(tmp_path, "--port", str(server.port))
             stack.enter_context(contextlib.closing(server))
         load.result()
-        assert_in_order(history, rows(server), ROUNDS)
+        assert_in_order(history, rows(server))
         assert server.log.read_text() == ""
