@@ -48,8 +48,6 @@ from bookings.workers import default_count
 SOON = 30.0
 TENANTS = 1000
 STARTS = 5
-# With --requests, so many of a kind between two lines of progress: some seconds.
-BATCH = 10_000
 Row = Sequence[Any]  # of str, int and float
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -237,18 +235,17 @@ def bare_sqlite(database: str, kind: str, connections: int, seconds: float, work
 
 def work_on_store(database: str, kind: str, seconds: float, connections: int, share: range) -> float:
     """What one of its processes does: a thread for each connection that is its share."""
-    store, work = make_store(database), KINDS[kind].work
-    began = time.perf_counter()
+    work, began = KINDS[kind].work, time.perf_counter()
 
     def loop(first: int) -> int:
         for done, number in enumerate(itertools.count(first, connections)):
-            if time.perf_counter() - began >= seconds:
-                return done
             if not work(store, number):
                 break
+            if time.perf_counter() - began >= seconds:
+                return done + 1
         raise RuntimeError("the store did not do its work")
 
-    with ThreadPoolExecutor(len(share)) as pool:
+    with contextlib.closing(make_store(database)) as store, ThreadPoolExecutor(len(share)) as pool:
         return sum(pool.map(loop, share)) / (time.perf_counter() - began)
 
 
@@ -409,7 +406,7 @@ def measure_growth(settings: argparse.Namespace, folder: str, tell: Callable[[st
             if answers >= settings.requests:
                 break
             tell(f"{answers:,} of {settings.requests:,} requests")
-            more = drive(port, kind, 16, 0.0, numbers, BATCH)
+            more = drive(port, kind, 16, 0.0, numbers, settings.requests // 50 + 1)
             answers, bad = answers + more.answers, bad + more.bad
         after = resident(large)
     for turn in range(STARTS):
