@@ -37,7 +37,6 @@ from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest.mock import patch
 
 from bookings.prove import Server
 from bookings.server import listen
@@ -303,6 +302,18 @@ def slow_disk(folder: str) -> tuple[dict[str, str], str]:
     return {"PYTHONPATH": path}, "in os.fsync and os.fdatasync, so not in SQLite's own checkpoints"
 
 
+@contextlib.contextmanager
+def environment(changes: dict[str, str]) -> Iterator[None]:
+    """What processes are started with meanwhile."""
+    before = os.environ.copy()
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
 def resident(database: str) -> list[float]:
     """MiB of memory of each process that serves this database, the parent first; none where there is no ps."""
     if not shutil.which("ps"):
@@ -358,7 +369,7 @@ def measure_loads(settings: argparse.Namespace, folder: str, tell: Callable[[str
     for turn, (load, connections) in itertools.product(range(settings.rounds), cells):
         kind, is_slow = LOADS[load]
         step = f"round {turn + 1} of {settings.rounds}, {name(load, connections)}"
-        with patch.dict(os.environ, slow if is_slow else {}):
+        with environment(slow if is_slow else {}):
             tell(f"{step}: the program")
             with fresh(folder, 0) as database, serving(database) as port:
                 program = drive(port, kind, connections, settings.seconds, itertools.count())
@@ -382,7 +393,8 @@ def measure_loads(settings: argparse.Namespace, folder: str, tell: Callable[[str
     print(
         f"The load generator drove http.server at {most.rate:,.0f} requests/s with {most.busy:.0%} of a processor, so "
         f"that it could do\n{most.rate / most.busy:,.0f}; beside the program it took at most "
-        f"{max(each.busy for each in programs):.0%}.{how and ' The slow disk: 4 ms more '}{how}\n"
+        f"{max(each.busy for each in programs):.0%}.\n"
+        + (f"The slow disk: 4 ms more {how}.\n" if how else "")
     )
     return sum(each.bad for each in programs + https)
 
