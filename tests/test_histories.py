@@ -58,6 +58,10 @@ IN_ORDER: dict[str, tuple[list[Call], list[Booking]]] = {
         [book(2, 9, A, 201), book(1, 3, A, 200), book(1, 3, B, 409)],
         [A],
     ),
+    "a loser is told at the tick of the clock at which the winner begins": (
+        [book(2, 3, A, 201), book(1, 2, B, 409)],
+        [A],
+    ),
     "the winner had no answer": ([book(1, 2, A, None), book(3, 4, A, 200)], [A]),
     "the winner had no answer, and came in later": (
         [book(1, 2, A, None), listed(3, 4), book(5, 6, B, 409), listed(7, 8, A)],
