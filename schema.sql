@@ -3,7 +3,7 @@
 -- Plain SQL for SQLite 3.34 and newer:  sqlite3 bookings.db < schema.sql
 --
 -- Each connection parses these rules anew, and the server opens one for each request, so they are short: characters
--- that cannot be printed stand as CAST(X'...' AS TEXT), their bytes in UTF-8, and not as calls of char().
+-- that cannot be printed stand as X'...', their bytes in UTF-8, and not as calls of char(). GLOB alone asks for text.
 
 CREATE TABLE IF NOT EXISTS bookings (
     -- The id is given by SQLite. It stays below 2^53, because a JSON reader may hold numbers as doubles (RFC 8259,
@@ -39,14 +39,14 @@ CREATE TABLE IF NOT EXISTS bookings (
     -- U+2000-200A, U+2028, U+2029, U+202F, U+205F, U+3000. A blob is not equal to its trimmed text, so it fails too.
     CONSTRAINT "tenant_id and idempotency_key are text of 1 to 255 characters without white space at either end"
     CHECK (length(tenant_id) BETWEEN 1 AND 255 AND length(idempotency_key) BETWEEN 1 AND 255
-        AND tenant_id = trim(tenant_id, CAST(X'20C2A0E19A80E28080E28081E28082E28083E28084E28085E28086E28087E28088E28089E2808AE280A8E280A9E280AFE2819FE38080' AS TEXT))
-        AND idempotency_key = trim(idempotency_key, CAST(X'20C2A0E19A80E28080E28081E28082E28083E28084E28085E28086E28087E28088E28089E2808AE280A8E280A9E280AFE2819FE38080' AS TEXT))),
+        AND tenant_id = trim(tenant_id, X'20C2A0E19A80E28080E28081E28082E28083E28084E28085E28086E28087E28088E28089E2808AE280A8E280A9E280AFE2819FE38080')
+        AND idempotency_key = trim(idempotency_key, X'20C2A0E19A80E28080E28081E28082E28083E28084E28085E28086E28087E28088E28089E2808AE280A8E280A9E280AFE2819FE38080')),
 
     -- They have no control characters: no NUL, at which text functions stop and which therefore has a look of its own,
     -- and none of U+0001-U+001F and U+007F-U+009F. They have no lone surrogates. GLOB reads one as U+FFFD, like U+FFFE and
     -- U+FFFF, so it looks for U+FFFD after these three have been taken out: *[U+0001-U+001F U+007F-U+009F U+FFFD]*.
     CONSTRAINT "tenant_id and idempotency_key have no control characters and no lone surrogates"
     CHECK (instr(tenant_id || idempotency_key, X'00') = 0
-        AND replace(replace(replace(tenant_id || ' ' || idempotency_key, CAST(X'EFBFBD' AS TEXT), ''),
-            CAST(X'EFBFBE' AS TEXT), ''), CAST(X'EFBFBF' AS TEXT), '') NOT GLOB CAST(X'2A5B012D1F7F2DC29FEFBFBD5D2A' AS TEXT))
+        AND replace(replace(replace(tenant_id || ' ' || idempotency_key, X'EFBFBD', ''),
+            X'EFBFBE', ''), X'EFBFBF', '') NOT GLOB CAST(X'2A5B012D1F7F2DC29FEFBFBD5D2A' AS TEXT))
 );
