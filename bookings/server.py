@@ -219,6 +219,7 @@ class _Connection(socketserver.BaseRequestHandler):
         self._wait_for_request()
         started = time.monotonic()
         self._method, self._target, self._request_id, keep = "-", "-", f"{random.getrandbits(64):016x}", False
+        self._head = b""
         try:
             request, keep = self._read_request()
             response = self._answer(request)
@@ -227,9 +228,9 @@ class _Connection(socketserver.BaseRequestHandler):
                 _logger.error("%s %s (%r)", self._request_id, problem.detail, problem.__cause__)
             response = api.refusal(problem)
         keep = keep and not self.server.stopping
-        # The method of a head that could not be read is known all the same.
-        method = "HEAD" if self._method == "-" and self._received.startswith(b"HEAD ") else self._method
-        answer = _to_bytes(response, self._request_id, method != "HEAD", keep)
+        # The method is known even where the rest could not be read, be it for its form or for its length.
+        with_body = not (self._head or self._received).startswith(b"HEAD ")
+        answer = _to_bytes(response, self._request_id, with_body, keep)
         try:
             self.request.settimeout(ANSWER_SECONDS)
             self.request.sendall(answer)
@@ -264,7 +265,8 @@ class _Connection(socketserver.BaseRequestHandler):
 
     def _read_request(self) -> tuple[api.Request, bool]:
         """The next request, and whether the connection goes on after it; Problem for one that cannot be read."""
-        request_line, *lines = self._read_head().decode("utf-8", "surrogateescape").split("\r\n")
+        self._head = self._read_head()
+        request_line, *lines = self._head.decode("utf-8", "surrogateescape").split("\r\n")
         match = _REQUEST_LINE.fullmatch(request_line)
         if not match:
             raise Problem("malformed-request", "The request line is not of the form METHOD /path HTTP/1.1.")
