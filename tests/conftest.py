@@ -29,6 +29,18 @@ SOON = 20.0
 KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--mutate-seconds",
+        type=float,
+        default=5,
+        help="how long to try mutants of the corpus (default: %(default)s)",
+    )
+    parser.addoption(
+        "--mutate-seed", type=int, default=1, help="which mutants, in which order (default: %(default)s)"
+    )
+
+
 @dataclass(frozen=True)
 class Answer:
     status: int

@@ -1,4 +1,4 @@
-"""Hostile bytes: a corpus of raw requests with the answer beside each.
+"""Hostile bytes: a corpus of raw requests with the answer beside each, and a mutator over it.
 
 Each file of tests/corpus/ holds one kind; each line of it is an entry, and one that begins with blanks goes on from
 the line before:
@@ -17,18 +17,21 @@ HEAD, which gets no body, HEAD. `100` is 100 Continue. Then the connection
 The bytes have Python's escapes. `<<word>>` and `<<word rest>>` stand for a row of WORDS, `<<70000 a>>` for 70000 times
 `a`, `<<one or other rest>>` makes two entries. At `<<pause>>` the rest is sent later, at `<<await>>` when something has
 come back.
+
+A mutant that breaks the rules can be had again: by its seed and number, or by its bytes, which the failure prints.
 """
 
 from __future__ import annotations
 
 import codecs
 import contextlib
+import random
 import re
 import select
 import socket
 import struct
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from re import Match
@@ -235,3 +238,178 @@ def test_nothing_of_the_corpus_comes_late(trial: Trial) -> None:
     trial.server.stop()
     assert trial.server.rows() == trial.rows
     assert trial.server.log.read_text() == ""
+
+
+# What tells one framing from another, to be inserted anywhere.
+TELLING = [
+    *(
+        b"\r\n",
+        b"\r\n\r\n",
+        b"\n",
+        b"\r",
+        b"\0",
+        b" ",
+        b"\t",
+        b":",
+        b",",
+        b";",
+        b"%",
+        b"/",
+        b"?",
+        b'"',
+        b"\\",
+        b"{",
+        b"[",
+    ),
+    *(
+        b"\xff",
+        b"\xc3\xa9",
+        b"\xe2\x80\xa8",
+        b"0",
+        b"9",
+        b"-",
+        b"GET ",
+        b"HEAD ",
+        b"POST ",
+        b" HTTP/1.1\r\n",
+        b"HTTP/1.0",
+    ),
+    *(
+        b"Content-Length: 0\r\n",
+        b"Content-Length: 5\r\n",
+        b"Transfer-Encoding: chunked\r\n",
+        b"Connection: close\r\n",
+    ),
+    *(b"Host: localhost\r\n", b"Expect: 100-continue\r\n", b"X-Tenant-ID: a\r\n", b"\r\n X: ", SMUGGLED),
+]
+# Short enough for hundreds of mutants a second.
+SEEDS = [seed for seed in (b"".join(entry.sends) for entry in ENTRIES) if 0 < len(seed) < 4000]
+
+
+def span(dice: random.Random, text: bytes) -> tuple[int, int]:
+    """Most often a short one."""
+    start = dice.randrange(len(text) + 1)
+    return start, min(len(text), start + dice.choice((1, 1, 2, 4, 16, 256)))
+
+
+def flip(dice: random.Random, text: bytes, start: int, end: int) -> bytes:
+    return text[:start] + bytes(byte ^ 1 << dice.randrange(8) for byte in text[start:end]) + text[end:]
+
+
+def insert(dice: random.Random, text: bytes, start: int, end: int) -> bytes:
+    return text[:start] + dice.choice(TELLING) + text[start:]
+
+
+def replace(dice: random.Random, text: bytes, start: int, end: int) -> bytes:
+    return text[:start] + dice.choice(TELLING) + text[end:]
+
+
+def delete(dice: random.Random, text: bytes, start: int, end: int) -> bytes:
+    return text[:start] + text[end:]
+
+
+def duplicate(dice: random.Random, text: bytes, start: int, end: int) -> bytes:
+    return text[:end] + text[start:end] * dice.choice((1, 1, 1, 50)) + text[end:]
+
+
+def cut_short(dice: random.Random, text: bytes, start: int, end: int) -> bytes:
+    return text[:start]
+
+
+def splice(dice: random.Random, text: bytes, start: int, end: int) -> bytes:
+    other = dice.choice(SEEDS)
+    return text[:start] + other[span(dice, other)[0] :]
+
+
+def append(dice: random.Random, text: bytes, start: int, end: int) -> bytes:
+    return text + dice.choice(SEEDS)
+
+
+MUTATIONS: list[Callable[[random.Random, bytes, int, int], bytes]] = [
+    *(flip, flip, insert, insert, replace, replace),
+    *(delete, delete, duplicate, duplicate, splice, append, cut_short),
+]
+
+
+def mutants(seed: int) -> Iterator[tuple[bytes, list[bytes]]]:
+    """Without end: a mutant, and the same in several sends."""
+    dice = random.Random(seed)
+    while True:
+        text = dice.choice(SEEDS)
+        for _ in range(dice.choice((1, 1, 1, 2, 2, 3, 8))):
+            text = dice.choice(MUTATIONS)(dice, text, *span(dice, text))[:60_000]
+        cuts = sorted(dice.randrange(len(text) + 1) for _ in range(dice.randrange(1, 4)))
+        yield text, [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)])]
+
+
+def framed(sent: bytes) -> tuple[list[str], int]:
+    """The method of each request that anybody could read from these bytes, and how many of them are whole.
+
+    It knows nothing but where a head and a body end, so that it takes much that the server refuses; but behind a
+    request whose end is not certain there is none.
+    """
+    methods: list[str] = []
+    while True:
+        head, end, rest = re.sub(rb"^(\r\n)+", b"", sent).partition(b"\r\n\r\n")
+        if not head:
+            return methods, len(methods)
+        methods.append("HEAD" if head.startswith(b"HEAD ") else "")
+        lengths = re.findall(rb"(?i)\r\ncontent-length:([^\r]*)", head)
+        length = int(lengths[0]) if lengths and re.fullmatch(rb"[ \t]*[0-9]{1,99}[ \t]*", lengths[0]) else 0
+        uncertain = len(lengths) > 1 or re.search(rb"(?i)\r\ntransfer-encoding:", head)
+        if not end or len(rest) < length or uncertain:
+            return methods, len(methods) - 1
+        sent = rest[length:]
+
+
+def assert_lawful(server: Server, sent: bytes, sends: Sequence[bytes]) -> list[Answer]:
+    """What every answer to any bytes must be; all answers to these sends."""
+    started = time.monotonic()
+    received = exchange(server, sends, [""] * (len(sends) - 1), "ends").replace(CONTINUE, b"")
+    # The client has no more to send, so that nothing is worth waiting for.
+    assert time.monotonic() - started < 5
+    methods, whole = framed(sent)
+    found = answers(received, *methods)
+    assert len(found) <= len(methods), received
+    assert all(answer.status < 500 or answer.status in (501, 505) for answer in found), received
+    ends = [answer.headers["Connection"] for answer in found]
+    assert set(ends[:-1]) <= {None}, received
+    # Where the server did not say that it closes, each request that was whole has its answer.
+    assert ends[-1:] == ["close"] or len(found) == whole, received
+    return found
+
+
+def outcome(found: Sequence[Answer]) -> list[int]:
+    """The statuses, but for what may depend on time: a booking is replayed, one of two refusals at the end is first."""
+    statuses = [200 if answer.status == 201 else answer.status for answer in found]
+    if found and found[-1].headers["Connection"] == "close" and statuses[-1] >= 400:
+        statuses[-1] = 400
+    return statuses
+
+
+def test_mutants_of_the_corpus(server: Server, pytestconfig: pytest.Config) -> None:
+    seed, seconds = (pytestconfig.getoption(f"--mutate-{name}") for name in ("seed", "seconds"))
+    deadline = time.monotonic() + seconds
+    booked: list[tuple[Any, ...]] = []
+    for number, (sent, parts) in enumerate(mutants(seed)):
+        if time.monotonic() > deadline:
+            break
+        try:
+            once, again = assert_lawful(server, sent, [sent]), assert_lawful(server, sent, parts)
+            # Nothing may depend on where packets are cut.
+            assert outcome(once) == outcome(again)
+            booked += [
+                (answer.json["tenant_id"], answer.json["start_time_utc"], answer.json["idempotency_key"])
+                for answer in (*once, *again)
+                if answer.status == 201
+            ]
+            assert server.log.read_text() == ""
+        except Exception:
+            print(
+                f"mutant {number} of seed {seed}, in parts of {[len(part) for part in parts]} bytes: {sent!r}"
+            )
+            raise
+    started = time.monotonic()
+    assert server.call("GET", "/live").status == 200
+    assert time.monotonic() - started < 1
+    assert server.rows() == booked != []
