@@ -355,7 +355,8 @@ def framed(sent: bytes) -> tuple[list[str], int]:
             return methods, len(methods)
         methods.append("HEAD" if head.startswith(b"HEAD ") else "")
         lengths = re.findall(rb"(?i)\r\ncontent-length:([^\r]*)", head)
-        length = int(lengths[0]) if lengths and re.fullmatch(rb"[ \t]*[0-9]{1,99}[ \t]*", lengths[0]) else 0
+        digits = re.fullmatch(rb"[ \t]*0*([0-9]{1,9})[ \t]*", lengths[0]) if lengths else None
+        length = int(digits[1]) if digits else 0
         uncertain = len(lengths) > 1 or re.search(rb"(?i)\r\ntransfer-encoding:", head)
         if not end or len(rest) < length or uncertain:
             return methods, len(methods) - 1
