@@ -23,7 +23,7 @@ import socketserver
 import sys
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from email.utils import formatdate
 from http import HTTPStatus
 from http.server import ThreadingHTTPServer
@@ -55,10 +55,16 @@ BODY_SECONDS = 10.0
 ANSWER_SECONDS = 10.0
 # Closing while the client still sends would reset the connection and destroy the answer before it is read.
 LINGER_SECONDS = 1.0
-# Requests in flight at a stop have this long. One that has arrived is answered by then, however busy the database, and
-# those who stop servers (Docker for one) kill them after 10 s.
+# A connection that was in the backlog at a stop is a client's that has only just connected: what it has to say is there.
+NEWCOMER_SECONDS = 0.1
+# A request that arrives during a stop has this long for the rest of it: a packet that was lost twice is sent again
+# within 3 s (RFC 6298).
+ARRIVAL_SECONDS = 3.0
+# After which it is answered within 5 s, however busy the database. Those who stop servers (Docker for one) kill them
+# after 10 s.
 DRAIN_SECONDS = 8.0
-# A thread takes some 50 KiB of memory. Beyond the bound, connections wait in the backlog.
+# A thread takes some 50 KiB of memory. Beyond the bound, the connection that has been idle for the longest is closed for
+# a new one; where none is idle, new ones wait in the backlog.
 MAX_CONNECTIONS = 1000
 # Its socket, and while it is answered the database, its WAL and the WAL once more for the sync. A thread without a
 # descriptor left could not answer, so that where few are allowed the bound is lower.
@@ -109,7 +115,9 @@ class Closed(Exception):
 
 
 class BookingServer(ThreadingHTTPServer):
-    """Accepts connections and gives each a thread, until `shutdown`; then `drain` lets those in flight finish."""
+    """Accepts connections and gives each a thread, until `shutdown`; then `server_close` ends what is idle and takes what
+    has come, and `drain` lets those in flight finish.
+    """
 
     def __init__(
         self, listener: socket.socket, store: SQLiteStore, allowed_hosts: Collection[str] = ()
@@ -121,15 +129,18 @@ class BookingServer(ThreadingHTTPServer):
         self._allowed_hosts = allowed_hosts
         self._any_host = not allowed_hosts and not ipaddress.ip_address(listener.getsockname()[0]).is_loopback
         self.stopping = False
-        self.idle: set[socket.socket] = set()
+        # In the order in which they became so.
+        self.idle: dict[socket.socket, None] = {}
         self._room = threading.Semaphore(min(MAX_CONNECTIONS, _descriptors() // DESCRIPTORS_PER_CONNECTION))
-        self._connections = 0
+        self._connections: set[socket.socket] = set()
         self._ended = threading.Condition()
 
     def get_request(self) -> tuple[socket.socket, Any]:
         # An OSError tells the accept loop that there is no connection yet; it asks again.
-        if not self._room.acquire(timeout=0.5):
-            raise OSError("as many connections as there may be")
+        if not self._room.acquire(blocking=False):
+            _read_no_more(list(self.idle)[:1])
+            if not self._room.acquire(timeout=0.5):
+                raise OSError("as many connections as there may be")
         try:
             return super().get_request()
         except OSError as error:
@@ -140,18 +151,18 @@ class BookingServer(ThreadingHTTPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         with self._ended:
-            self._connections += 1
+            self._connections.add(request)
         try:
             super().process_request(request, client_address)
         except BaseException:  # no thread could be started
-            self._end_connection()
+            self._end_connection(request)
             raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._end_connection()
+            self._end_connection(request)
 
     def knows(self, host: str) -> bool:
         """Whether a Host may mean this server: a name that a stranger has pointed here may not.
@@ -162,25 +173,39 @@ class BookingServer(ThreadingHTTPServer):
         name = _PORT.sub("", host.lower())
         return self._any_host or bool(_OWN_HOST.fullmatch(name)) or name in self._allowed_hosts
 
-    def _end_connection(self) -> None:
+    def _end_connection(self, request: Any) -> None:
         self._room.release()
         with self._ended:
-            self._connections -= 1
+            self._connections.discard(request)
             self._ended.notify_all()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         _logger.exception("the connection of %s failed", client_address[0])
 
-    def drain(self) -> bool:
-        """After `shutdown`: end idle connections now, wait for the others; False if DRAIN_SECONDS were not enough."""
+    def server_close(self) -> None:
+        """After `shutdown`: end idle connections now, and take those in the backlog, which closing it would reset."""
         self.stopping = True
-        for connection in list(self.idle):
-            try:
-                connection.shutdown(socket.SHUT_RD)
-            except OSError:
-                pass  # its client has just left
+        _read_no_more(self.idle)
+        # An OSError when there are no more, a RuntimeError when there can be no more threads.
+        with contextlib.suppress(OSError, RuntimeError):
+            for _ in range(BACKLOG):
+                self.process_request(*self.get_request())
+        super().server_close()
+
+    def drain(self) -> bool:
+        """After `server_close`: wait for requests in flight; False if DRAIN_SECONDS were not enough."""
+        deadline = time.monotonic() + DRAIN_SECONDS
         with self._ended:
-            return self._ended.wait_for(lambda: self._connections == 0, DRAIN_SECONDS)
+            if not self._ended.wait_for(lambda: not self._connections, ARRIVAL_SECONDS):
+                _read_no_more(self._connections)
+            return self._ended.wait_for(lambda: not self._connections, deadline - time.monotonic())
+
+
+def _read_no_more(connections: Iterable[socket.socket]) -> None:
+    """What waits for a client's bytes ends, save for what has arrived already; no answer is touched."""
+    for connection in list(connections):
+        with contextlib.suppress(OSError):  # its client has just left
+            connection.shutdown(socket.SHUT_RD)
 
 
 def _descriptors() -> int:
@@ -295,21 +320,20 @@ class _Connection(socketserver.BaseRequestHandler):
 
     def _wait_for_request(self) -> None:
         """Until its first byte; a connection that waits here may be closed at any time without harm."""
-        deadline = time.monotonic() + IDLE_SECONDS
-        while True:
-            # An empty line before a request is to be ignored (RFC 9112, section 2.2).
-            self._received = _EMPTY_LINES.sub(b"", self._received)
-            if self._received not in (b"", b"\r"):
-                return
-            self.server.idle.add(self.request)
-            try:
-                if self.server.stopping:
-                    raise Closed
+        # In this order, so that a stop finds it among the idle ones, or it finds the stop.
+        self.server.idle[self.request] = None
+        deadline = time.monotonic() + (NEWCOMER_SECONDS if self.server.stopping else IDLE_SECONDS)
+        try:
+            while True:
+                # An empty line before a request is to be ignored (RFC 9112, section 2.2).
+                self._received = _EMPTY_LINES.sub(b"", self._received)
+                if self._received not in (b"", b"\r"):
+                    return
                 self._receive(deadline)
-            except socket.timeout:  # noqa: UP041 - before Python 3.10 it is no TimeoutError
-                raise Closed from None
-            finally:
-                self.server.idle.discard(self.request)
+        except socket.timeout:  # noqa: UP041 - before Python 3.10 it is no TimeoutError
+            raise Closed from None
+        finally:
+            del self.server.idle[self.request]
 
     def _read_head(self) -> bytes:
         deadline, searched = time.monotonic() + HEAD_SECONDS, 0
@@ -345,14 +369,14 @@ class _Connection(socketserver.BaseRequestHandler):
             raise Problem("too-slow", detail) from None
 
     def _receive(self, deadline: float) -> None:
-        """Some more bytes; raises socket.timeout at the deadline, Closed where there are no more."""
+        """Some more bytes; raises socket.timeout at the deadline, which a stop advances, and Closed at the end."""
         remaining = deadline - time.monotonic()
         if remaining <= 0:
             raise socket.timeout  # noqa: UP041 - before Python 3.10 it is no TimeoutError
         self.request.settimeout(remaining)
         received = self.request.recv(65536)
         if not received:
-            raise Closed
+            raise socket.timeout if self.server.stopping else Closed
         self._received += received
 
     def _linger(self) -> None:

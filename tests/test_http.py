@@ -407,23 +407,50 @@ def test_beyond_the_bound_clients_wait_for_their_turn(
 ) -> None:
     monkeypatch.setattr(program, "MAX_CONNECTIONS", 2)
     with contextlib.closing(Inside(tmp_path)) as server:
-        with connect(server) as first, connect(server) as second, connect(server) as third:
+        with contextlib.ExitStack() as stack:
+            first, second = (stack.enter_context(connect(server)) for _ in range(2))
             for inside in (first, second):
-                inside.sendall(get())
+                inside.sendall(get() + get()[:-1])
                 assert answer_from(inside).status == 200
+            third = stack.enter_context(connect(server))
             third.sendall(post("third", CLOSE))
             assert_silent(third)
             assert server.rows() == []
-            # Those who are in are served all the while.
-            second.sendall(post("second"))
-            assert answer_from(second).status == 201
-            first.close()
+            # Those who are in are served all the while, and the one that is idle then makes room.
+            second.sendall(b"\n")
+            assert answer_from(second).status == 200
             assert statuses(all_from(third)) == [201]
-        rows = [("second", START, "second"), ("third", START, "third")]
+            assert all_from(second) == b""
+            first.sendall(b"\n")
+            assert answer_from(first).status == 200
+        rows = [("third", START, "third")]
         assert server.rows() == rows
         crowd = at_once(30, lambda number: server.book(f"t{number}", START, f"k{number}").status)
         assert crowd == [201] * 30
         assert sorted(server.rows()) == sorted([*rows, *((f"t{n}", START, f"k{n}") for n in range(30))])
+
+
+def test_at_the_bound_the_longest_idle_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(program, "MAX_CONNECTIONS", 3)
+    with contextlib.closing(Inside(tmp_path)) as server, contextlib.ExitStack() as stack:
+        used, silent, busy = (stack.enter_context(connect(server)) for _ in range(3))
+        for connection in (used, busy):
+            connection.sendall(get())
+            assert answer_from(connection).status == 200
+        busy.sendall(HALF_BODY)
+        # Idle before the silent one, but not for so long: it has asked once more.
+        used.sendall(get())
+        assert answer_from(used).status == 200
+        new = stack.enter_context(connect(server))
+        new.sendall(post("new"))
+        assert answer_from(new).status == 201
+        assert all_from(silent) == b""
+        for connection in (used, new):
+            connection.sendall(get())
+            assert answer_from(connection).status == 200
+        busy.sendall(post("late")[-20:])
+        assert answer_from(busy).status == 201
+        assert sorted(server.rows()) == [("late", START, "late"), ("new", START, "new")]
 
 
 def test_an_answer_leaves_in_one_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
