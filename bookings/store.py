@@ -13,7 +13,7 @@ import re
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,11 +102,11 @@ def default_database() -> str:
 class SQLiteStore:
     """Bookings in one SQLite file in WAL mode, as `create_database` has made it.
 
-    Raises CannotOpen. A call raises Unavailable where the database cannot answer, and anything else for what nobody
+    Raises CannotOpen, also for another file than `same_as`. A call raises Unavailable where the database cannot answer, and anything else for what nobody
     foresaw. Every method may be called from any thread and, on the same file, from any process.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, same_as: os.stat_result | None = None) -> None:
         self.path = os.path.abspath(path)
         self._wal = self.path + "-wal"
         self._uri = _uri(self.path, "mode=rw")
@@ -114,7 +114,10 @@ class SQLiteStore:
             # Never used by a request: while one connection is open, closing the others does not checkpoint and delete
             # the WAL, which at low load was most of the cost of an insert (1187 us against 417).
             self._kept_open = _connect(self._uri)
+            if same_as and not os.path.samestat(os.stat(self.path), same_as):
+                raise CannotOpen(f"{self.path} is not the file of the start")
             _check_table(self._kept_open, self.path)
+        self._files = _files(self.path)
         if os.name != "nt":  # where a folder cannot be opened
             # The WAL may be new, and no booking in it is on the disk before its name in the folder is.
             try:
@@ -125,7 +128,13 @@ class SQLiteStore:
                 raise CannotOpen(f"{self.path}: its folder cannot be synced: {error.strerror}") from error
 
     def close(self) -> None:
-        self._kept_open.close()
+        with closing(self._kept_open), suppress(sqlite3.Error):
+            try:
+                self._check_files()
+            except OSError:
+                # SQLite leaves the log as it is when its database has moved. The bookings in it belong in there, and
+                # a database that is now in its place would take them for its own pages.
+                self._kept_open.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
 
     def book(
         self, tenant_id: str, start_time_utc: str, idempotency_key: str
@@ -136,6 +145,7 @@ class SQLiteStore:
         began = time.monotonic()
         with _troubles(), _descriptor(self._wal, os.O_RDWR) as wal:
             with closing(_connect(self._uri)) as db:
+                self._check_files()
                 # A commit in NORMAL leaves the sync of the WAL to us. In FULL it would sync the WAL and its folder while
                 # it holds the write lock: with a disk of 4 ms and 16 clients that was 107 bookings/s against 2233.
                 db.execute("PRAGMA synchronous = NORMAL")
@@ -151,6 +161,8 @@ class SQLiteStore:
             # Whatever the outcome tells of was committed before, by this request or by another that may not have synced
             # yet. Here nobody waits for the disk but this request, and those that sync at the same time share the wait.
             _sync(wal)
+            # Nobody would find a booking in a file that was moved away meanwhile.
+            self._check_files()
         return decided
 
     def bookings_of(self, tenant_id: str, at_least: str, before: str, after: str, limit: int) -> Page:
@@ -159,6 +171,7 @@ class SQLiteStore:
         # right before the instant itself, which makes "at least" a case of "after".
         lower, upper = max(after, at_least[:-1]), before or "~"
         with _troubles(), closing(_connect(self._uri)) as db:
+            self._check_files()
             array, count, last = db.execute(PAGE, (tenant_id, lower, upper, limit)).fetchone()
             more = count == limit and db.execute(PAGE, (tenant_id, last, upper, 1)).fetchone()[1] == 1
             return Page(array, last, more)
@@ -166,15 +179,31 @@ class SQLiteStore:
     def booking_of(self, tenant_id: str, booking_id: int) -> Booking | None:
         """The booking with this id, if it is this tenant's."""
         with _troubles(), closing(_connect(self._uri)) as db:
+            self._check_files()
             found = db.execute(
                 f"SELECT {_COLUMNS} FROM bookings WHERE id = ? AND tenant_id = ?", (booking_id, tenant_id)
             ).fetchone()
             return Booking(*found) if found else None
 
     def ping(self) -> None:
-        """Read the table, to see that it can be read."""
+        """See that the table can be read, and that the file may be written."""
         with _troubles(), closing(_connect(self._uri)) as db:
+            self._check_files()
             db.execute("SELECT 1 FROM bookings LIMIT 1").fetchone()
+            if not os.access(self.path, os.W_OK):
+                raise PermissionError(f"{self.path} may be read but not written")
+
+    def _check_files(self) -> None:
+        """Refuse other files than those of the start; after `_connect`, which opens the one that is there, and before the
+        first statement, at which SQLite would take the log of the old database for that of the new, and spoil both.
+        """
+        if _files(self.path) != self._files:
+            raise OSError(f"{self.path} or its log is not the file of the start; restart to use it")
+
+
+def _files(path: str) -> list[tuple[int, int]]:
+    """Which files the database and its log are, whatever they are called."""
+    return [(found.st_dev, found.st_ino) for found in (os.stat(path), os.stat(f"{path}-wal"))]
 
 
 def _decide(db: sqlite3.Connection, row: tuple[str, str, str, str]) -> tuple[Outcome, Booking | None]:

@@ -46,20 +46,19 @@ def serve(
     `up` is called when they have opened the database. Raises CannotOpen where the only one cannot.
     """
     if count == 1:
-        return _work(listener, database, allowed_hosts, STOP_SIGNALS, None, up)
+        return _work(listener, SQLiteStore(database), allowed_hosts, STOP_SIGNALS, None, up)
     return _Parent(listener, database, allowed_hosts).run(count, up)
 
 
 def _work(
     listener: socket.socket,
-    database: str,
+    store: SQLiteStore,
     allowed_hosts: Collection[str],
     signals: Sequence[int],
     parent: int | None,
     up: Callable[[], None],
 ) -> int:
     """Serve until a signal, or until the parent's pipe ends; 0 if every request in flight was answered."""
-    store = SQLiteStore(database)
     server = BookingServer(listener, store, allowed_hosts)
     _on_first(signals, lambda: threading.Thread(target=server.shutdown).start())
     if parent is not None:
@@ -96,6 +95,8 @@ class _Parent:
         self._listener = listener
         self._database = database
         self._allowed_hosts = allowed_hosts
+        # A worker that starts later must not serve another file, beside the log that the others still have.
+        self._file = os.stat(database)
         self._started: dict[int, float] = {}
         self._stopping = False
         self._pipe = os.pipe()
@@ -131,8 +132,11 @@ class _Parent:
         # Of workers that close the database at one moment, none is the last that folds the log into the file: of 30
         # stops, 14 left one. Nobody is left to fork now, so that the parent may open it too.
         with contextlib.suppress(CannotOpen):
-            SQLiteStore(self._database).close()
+            self._store().close()
         return 1 if failed else 0
+
+    def _store(self) -> SQLiteStore:
+        return SQLiteStore(self._database, self._file)
 
     def _start(self, starting: int | None = None) -> None:
         # A signal between the look and the fork would leave a worker behind, and one that a worker gets before it has
@@ -155,7 +159,7 @@ class _Parent:
             os.close(self._pipe[1])
             up = (lambda: os.close(starting)) if starting is not None else (lambda: None)
             status = _work(
-                self._listener, self._database, self._allowed_hosts, [signal.SIGTERM], self._pipe[0], up
+                self._listener, self._store(), self._allowed_hosts, [signal.SIGTERM], self._pipe[0], up
             )
         except CannotOpen as error:
             _logger.error("worker %d: %s", os.getpid(), error)
