@@ -104,6 +104,11 @@ class _Parent:
     def run(self, count: int, up: Callable[[], None]) -> int:
         for each in STOP_SIGNALS:
             signal.signal(each, self._on_signal)
+        # A signal that came right before os.wait would be acted on when a worker ends, and not sooner; a pipe keeps it.
+        awake, wake = os.pipe()
+        os.set_blocking(wake, False)
+        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
         # Each worker closes its end when it is up, or leaves it to the system when it dies.
         all_up, starting = os.pipe()
         for _ in range(count):
@@ -115,7 +120,10 @@ class _Parent:
             up()
         failed, at_once = False, 0
         while self._started:
-            worker, waited = os.wait()
+            worker, waited = os.waitpid(-1, os.WNOHANG)
+            if not worker:
+                os.read(awake, 1)
+                continue
             status = os.waitstatus_to_exitcode(waited)
             lived = time.monotonic() - self._started.pop(worker)
             failed = failed or (self._stopping and status != 0)
@@ -152,6 +160,7 @@ class _Parent:
     def _be_a_worker(self, starting: int | None) -> None:
         status = 1
         try:
+            signal.set_wakeup_fd(-1)
             # Ctrl+C reaches the whole group, but it is the parent's to act on; so is SIGTERM until there is a server.
             for each in STOP_SIGNALS:
                 signal.signal(each, signal.SIG_IGN)
