@@ -249,8 +249,9 @@ class _Connection(socketserver.BaseRequestHandler):
             request, keep = self._read_request()
             response = self._answer(request)
         except Problem as problem:
-            if problem.__cause__:
-                _logger.error("%s %s (%r)", self._request_id, problem.detail, problem.__cause__)
+            cause = problem.__cause__
+            if cause:  # as str, which names the file, where repr does not
+                _logger.error("%s %s (%s: %s)", self._request_id, problem.detail, type(cause).__name__, cause)
             response = api.refusal(problem)
         keep = keep and not self.server.stopping
         # The method is known even where the rest could not be read, be it for its form or for its length.
