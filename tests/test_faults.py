@@ -15,6 +15,7 @@ import select
 import signal
 import socket
 import sqlite3
+import subprocess
 import sys
 import threading
 import time
@@ -24,6 +25,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import KILL, SOON, Answer, Server, assert_problem, at_once, until
+from tests.test_durability import _COMMANDED
 from tests.test_http import answers, connect, get, post, statuses
 from tests.test_run import _like_anybody
 from tests.test_workers import _serving, _workers, forks
@@ -302,10 +304,11 @@ def test_a_stop_waits_for_a_stalled_request_no_longer_than_its_bound(tmp_path: P
         assert server.log.read_text() == ""
 
 
-@forks
+@linux
 def test_a_stop_cuts_no_answer_off(tmp_path: Path) -> None:
     """Not even one that is half sent, to a client that takes its time to read it."""
-    with _serving(tmp_path, "--workers=1") as server:
+    patch = "from bookings import server; server.ARRIVAL_SECONDS = 0.1"
+    with _serving(tmp_path, "--workers=1", patch=patch) as server:
         with contextlib.closing(sqlite3.connect(server.database)) as db, db:
             rows = [("slow", _slot(number), f"{number:0255}") for number in range(1000)]
             db.executemany(
@@ -318,10 +321,13 @@ def test_a_stop_cuts_no_answer_off(tmp_path: Path) -> None:
             asked = 40
             client.sendall(b"GET /bookings HTTP/1.1\r\nHost: a\r\nX-Tenant-ID: slow\r\n\r\n" * asked)
             received = client.recv(65536)
-            # Until it has no more room: it is in the middle of an answer.
-            until(lambda: _used(server)["seconds"] == (time.sleep(0.1), _used(server)["seconds"])[1])
+            # What was asked for is more than all buffers take: it stands still in the middle of an answer.
+            until(lambda: _stands_still(server))
             server.process.send_signal(signal.SIGTERM)
             until(lambda: not _listens(server))
+            with pytest.raises(subprocess.TimeoutExpired):
+                server.process.wait(0.5)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
             received += _all(client)
         assert server.process.wait(SOON) == 0
         found = answers(received)
@@ -329,6 +335,12 @@ def test_a_stop_cuts_no_answer_off(tmp_path: Path) -> None:
         assert [len(answer.json) for answer in found] == [1000] * len(found)
         assert [answer.headers["Connection"] for answer in found] == [None] * (len(found) - 1) + ["close"]
         assert server.log.read_text() == ""
+
+
+def _stands_still(server: Server) -> bool:
+    before = _used(server)["seconds"]
+    time.sleep(0.1)
+    return _used(server)["seconds"] == before
 
 
 def _listens(server: Server) -> bool:
@@ -523,6 +535,29 @@ def test_a_database_that_is_moved_away_and_back_under_load(tmp_path: Path) -> No
             assert again.status in (200, 201)
             assert answer.status != 201 or (again.status, again.body) == (200, answer.body)
         assert server.stop() == 0
+
+
+@movable
+def test_a_database_that_is_moved_away_before_the_answer(tmp_path: Path) -> None:
+    """While the log is being synced: a booking is not acknowledged in a file that is not there to be found."""
+    with _serving(tmp_path, patch=_COMMANDED) as server:
+        assert server.book().status == 201
+        syncs, hold = tmp_path / "syncs", tmp_path / "hold"
+        before = syncs.stat().st_size
+        hold.touch()
+
+        def move(_: int) -> None:
+            until(lambda: syncs.stat().st_size > before)
+            server.database.rename(tmp_path / "away.db")
+            hold.unlink()
+
+        answer, _ = at_once(
+            2, lambda number: move(number) if number else server.book(start=_slot(1), key="k2")
+        )
+        assert_problem(answer, 503, "database-unavailable")
+        (tmp_path / "away.db").rename(server.database)
+        assert server.book(start=_slot(1), key="k2").status == 200
+        assert [key for _, _, key in server.rows()] == ["k1", "k2"]
 
 
 @movable
