@@ -66,6 +66,8 @@ DRAIN_SECONDS = 8.0
 # A thread takes some 50 KiB of memory. Beyond the bound, the connection that has been idle for the longest is closed for
 # a new one; where none is idle, new ones wait in the backlog.
 MAX_CONNECTIONS = 1000
+# One that has been idle for less may have a request on its way, of which a lost packet is sent again after 1 s (RFC 6298).
+SETTLED_SECONDS = 1.0
 # Its socket, and while it is answered the database, its WAL and the WAL once more for the sync. A thread without a
 # descriptor left could not answer, so that where few are allowed the bound is lower.
 DESCRIPTORS_PER_CONNECTION = 4
@@ -129,8 +131,8 @@ class BookingServer(ThreadingHTTPServer):
         self._allowed_hosts = allowed_hosts
         self._any_host = not allowed_hosts and not ipaddress.ip_address(listener.getsockname()[0]).is_loopback
         self.stopping = False
-        # In the order in which they became so.
-        self.idle: dict[socket.socket, None] = {}
+        # Since when each is, in this order.
+        self.idle: dict[socket.socket, float] = {}
         self._room = threading.Semaphore(min(MAX_CONNECTIONS, _descriptors() // DESCRIPTORS_PER_CONNECTION))
         self._connections: set[socket.socket] = set()
         self._ended = threading.Condition()
@@ -138,7 +140,8 @@ class BookingServer(ThreadingHTTPServer):
     def get_request(self) -> tuple[socket.socket, Any]:
         # An OSError tells the accept loop that there is no connection yet; it asks again.
         if not self._room.acquire(blocking=False):
-            _read_no_more(list(self.idle)[:1])
+            settled = time.monotonic() - SETTLED_SECONDS
+            _read_no_more(each for each in list(self.idle)[:1] if self.idle.get(each, settled) < settled)
             if not self._room.acquire(timeout=0.5):
                 raise OSError("as many connections as there may be")
         try:
@@ -322,8 +325,8 @@ class _Connection(socketserver.BaseRequestHandler):
     def _wait_for_request(self) -> None:
         """Until its first byte; a connection that waits here may be closed at any time without harm."""
         # In this order, so that a stop finds it among the idle ones, or it finds the stop.
-        self.server.idle[self.request] = None
-        deadline = time.monotonic() + (NEWCOMER_SECONDS if self.server.stopping else IDLE_SECONDS)
+        now = self.server.idle[self.request] = time.monotonic()
+        deadline = now + (NEWCOMER_SECONDS if self.server.stopping else IDLE_SECONDS)
         try:
             while True:
                 # An empty line before a request is to be ignored (RFC 9112, section 2.2).

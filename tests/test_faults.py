@@ -183,7 +183,8 @@ def test_at_the_bound_newcomers_wait_and_cost_nothing(tmp_path: Path) -> None:
 
 @linux
 def test_idle_clients_without_end_make_room(tmp_path: Path, many_descriptors: None) -> None:
-    """Three times as many as there may be; each newcomer is served at once, in the place of the longest idle."""
+    """Three times as many as there may be; newcomers are served in the place of the longest idle, long before these would
+    be cut."""
     patch = "from bookings import server; server.MAX_CONNECTIONS = 50"
     with _serving(tmp_path, "--workers=2", patch=patch) as server, contextlib.ExitStack() as stack:
         idle = [stack.enter_context(connect(server)) for _ in range(300)]
@@ -192,7 +193,8 @@ def test_idle_clients_without_end_make_room(tmp_path: Path, many_descriptors: No
             started = time.monotonic()
             assert server.book(start=_slot(number), key=f"k{number}").status == 201
             took.append(time.monotonic() - started)
-        assert sorted(took)[10] < 0.25
+        # The last ones have just come; when these have settled, it is at once.
+        assert sorted(took)[10] < 0.25 and max(took) < 10
         assert _used(server)["threads"] <= 3 + 2 * 51
         until(lambda: len(select.select(idle, [], [], 0)[0]) >= 200)
         assert len(server.rows()) == 20
@@ -214,6 +216,8 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard if {raised} else 64))
         assert soft == hard
         assert (soft == "64") != raised
         busy = [stack.enter_context(connect(server)) for _ in range(60)]
+        # Those that have a place have just come, and keep it.
+        until(lambda: _used(server)["threads"] == (61 if raised else 17))
         for number, connection in enumerate(busy):
             connection.sendall(post(f"k{number}", b"Connection: close"))
         for connection in busy:

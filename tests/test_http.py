@@ -432,6 +432,7 @@ def test_beyond_the_bound_clients_wait_for_their_turn(
 
 def test_at_the_bound_the_longest_idle_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(program, "MAX_CONNECTIONS", 3)
+    monkeypatch.setattr(program, "SETTLED_SECONDS", 0.1)
     with contextlib.closing(Inside(tmp_path)) as server, contextlib.ExitStack() as stack:
         used, silent, busy = (stack.enter_context(connect(server)) for _ in range(3))
         for connection in (used, busy):
