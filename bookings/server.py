@@ -71,6 +71,8 @@ SETTLED_SECONDS = 1.0
 # Its socket, and while it is answered the database, its WAL and the WAL once more for the sync. A thread without a
 # descriptor left could not answer, so that where few are allowed the bound is lower.
 DESCRIPTORS_PER_CONNECTION = 4
+# Standard streams, the socket that listens, the workers' pipes, the store's own connection; twice what these were.
+OTHER_DESCRIPTORS = 32
 BACKLOG = 1024
 
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
@@ -133,7 +135,7 @@ class BookingServer(ThreadingHTTPServer):
         self.stopping = False
         # Since when each is, in this order.
         self.idle: dict[socket.socket, float] = {}
-        self._room = threading.Semaphore(min(MAX_CONNECTIONS, _descriptors() // DESCRIPTORS_PER_CONNECTION))
+        self._room = threading.Semaphore(_places())
         self._connections: set[socket.socket] = set()
         self._ended = threading.Condition()
 
@@ -211,16 +213,18 @@ def _read_no_more(connections: Iterable[socket.socket]) -> None:
             connection.shutdown(socket.SHUT_RD)
 
 
-def _descriptors() -> int:
-    """How many descriptors this process may have, after asking for as many as it may ask for."""
+def _places() -> int:
+    """How many connections this process can have, after asking for as many descriptors as it may ask for."""
     if not resource:
-        return DESCRIPTORS_PER_CONNECTION * MAX_CONNECTIONS
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    try:
+        return MAX_CONNECTIONS
+    allowed, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # Some systems have a lower bound than the one they tell.
+    with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    except (OSError, ValueError):
-        return soft  # some systems have a lower bound than the one they tell
-    return hard if hard != resource.RLIM_INFINITY else DESCRIPTORS_PER_CONNECTION * MAX_CONNECTIONS
+        allowed = hard
+    if allowed == resource.RLIM_INFINITY:
+        return MAX_CONNECTIONS
+    return max(1, min(MAX_CONNECTIONS, (allowed - OTHER_DESCRIPTORS) // DESCRIPTORS_PER_CONNECTION))
 
 
 class _Connection(socketserver.BaseRequestHandler):

@@ -217,7 +217,7 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard if {raised} else 64))
         assert (soft == "64") != raised
         busy = [stack.enter_context(connect(server)) for _ in range(60)]
         # Those that have a place have just come, and keep it.
-        until(lambda: _used(server)["threads"] == (61 if raised else 17))
+        until(lambda: _used(server)["threads"] == (61 if raised else 9))
         for number, connection in enumerate(busy):
             connection.sendall(post(f"k{number}", b"Connection: close"))
         for connection in busy:
@@ -225,9 +225,9 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard if {raised} else 64))
             # Until then, it would have a place still.
             connection.close()
         until(lambda: _used(server)["threads"] == 1)
-        idle = [stack.enter_context(connect(server)) for _ in range(60)]
+        idle = [stack.enter_context(connect(server)) for _ in range(12)]
         assert server.book(key="new").status == 201
-        assert len(select.select(idle, [], [], 0)[0]) == (0 if raised else 60 - 15)
+        assert len(select.select(idle, [], [], 0)[0]) == (0 if raised else 12 - 7)
         assert len(server.rows()) == 61
         assert server.log.read_text() == ""
 
@@ -262,8 +262,7 @@ def test_a_stop_answers_what_waits_in_the_backlog(tmp_path: Path, count: int) ->
             os.kill(server.process.pid, signal.SIGTERM)
             started = time.monotonic()
         for connection in (*asking, kept):
-            (answer,) = answers(_all(connection))
-            assert (answer.status, answer.headers["Connection"]) == (201, "close")
+            assert statuses(_all(connection)) == [201]
         assert [_all(connection) for connection in silent] == [b""] * 2
         assert server.process.wait(SOON) == 0
         assert time.monotonic() - started < 2
@@ -573,7 +572,7 @@ def test_a_log_that_is_removed(tmp_path: Path, ends: list[str]) -> None:
             for end in ends:
                 os.unlink(f"{server.database}{end}")
             until(lambda: done[-1][1].status == 503)
-        _assert_refused(server, "bookings.db-wal")
+        _assert_refused(server, "bookings.db")
         assert server.stop() == 0
         assert _acknowledged(done) <= _keys(server.database)
         assert "Traceback" not in server.log.read_text()
