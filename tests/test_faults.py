@@ -578,6 +578,33 @@ def test_a_log_that_is_removed(tmp_path: Path, ends: list[str]) -> None:
         assert "Traceback" not in server.log.read_text()
 
 
+# Once the file `now` is there, the log goes between the first look at the files and the first statement.
+_REMOVED_IN_BETWEEN = """
+import os
+look = store._files
+def looked(path):
+    found = look(path)
+    if os.path.exists("now"):
+        os.unlink("now")
+        os.unlink(path + "-wal")
+    return found
+store._files = looked
+"""
+
+
+@movable
+def test_a_log_that_is_removed_in_the_middle_of_a_request(tmp_path: Path) -> None:
+    """SQLite has made a new one by then, which must stay empty: the index that it has is of the old."""
+    with _serving(tmp_path, "--workers=1", patch=_REMOVED_IN_BETWEEN) as server:
+        assert server.book().status == 201
+        (tmp_path / "now").touch()
+        assert_problem(server.book(start=_slot(1), key="k2"), 503, "database-unavailable")
+        assert not (tmp_path / "now").exists()
+        assert Path(f"{server.database}-wal").stat().st_size == 0
+        assert server.stop() == 0
+        assert _keys(server.database) == {"k1"}
+
+
 @linux
 def test_a_database_that_is_made_read_only(tmp_path: Path) -> None:
     """Reading goes on; booking does not, and `/ready` says so, until it may be written again."""
