@@ -597,6 +597,9 @@ def test_a_log_that_is_removed_in_the_middle_of_a_request(tmp_path: Path) -> Non
     """SQLite has made a new one by then, which must stay empty: the index that it has is of the old."""
     with _serving(tmp_path, "--workers=1", patch=_REMOVED_IN_BETWEEN) as server:
         assert server.book().status == 201
+        with contextlib.closing(sqlite3.connect(server.database)) as db:
+            # All of the log is in the database, so that a writer would begin it anew.
+            assert db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[0] == 0
         (tmp_path / "now").touch()
         assert_problem(server.book(start=_slot(1), key="k2"), 503, "database-unavailable")
         assert not (tmp_path / "now").exists()
