@@ -581,14 +581,14 @@ def test_a_log_that_is_removed(tmp_path: Path, ends: list[str]) -> None:
 # Once the file `now` is there, the log goes between the first look at the files and the first statement.
 _REMOVED_IN_BETWEEN = """
 import os
-look = store._files
+look = store._file
 def looked(path):
     found = look(path)
     if os.path.exists("now"):
         os.unlink("now")
         os.unlink(path + "-wal")
     return found
-store._files = looked
+store._file = looked
 """
 
 
