@@ -13,8 +13,9 @@ import os
 import time
 from typing import NoReturn  # noqa: F401 - named in a type comment
 
+from bookings.databases import kind_of
 from bookings.server import listen
-from bookings.store import CannotOpen, create_database, default_database
+from bookings.store import CannotOpen, default_database
 from bookings.workers import default_count, serve
 
 
@@ -27,14 +28,15 @@ def main():
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     log_to_stderr(logging.WARNING if settings.quiet else logging.INFO)
     try:
-        create_database(settings.database)
+        database = kind_of(settings.database)
+        database.create(settings.database)
         try:
             listener = listen(settings.host, settings.port)
         except (OSError, UnicodeError) as error:  # the second for a host that cannot be a name
             why = getattr(error, "strerror", None) or str(error)
             return fail("cannot listen on " + address(settings.host, settings.port) + ": " + why)
         where = address(settings.host, listener.getsockname()[1])
-        line = "Bookings on http://" + where + ", database " + os.path.abspath(settings.database) + "\n"
+        line = "Bookings on http://" + where + ", database " + database.shown(settings.database) + "\n"
         return serve(listener, settings.database, settings.allowed_hosts, settings.workers, lambda: say(line))
     except CannotOpen as error:
         return fail(str(error))
@@ -65,7 +67,8 @@ def read_settings():
     parser.add_argument(
         "--database",
         default=default_database(),
-        help="the SQLite file, made if missing (environment: BOOKINGS_DB; default: bookings.db beside run.py)",
+        help="the SQLite file, made if missing, or an rqlite cluster like http://host:4001,host:4001 "
+        "(environment: BOOKINGS_DB; default: bookings.db beside run.py)",
     )
     parser.add_argument(
         "--workers",

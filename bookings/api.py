@@ -17,7 +17,7 @@ from urllib.parse import quote, urlencode
 
 from bookings import fields
 from bookings.problems import KINDS, FieldError, Problem
-from bookings.store import Outcome, SQLiteStore, Trouble, Unavailable
+from bookings.store import Outcome, Store, Trouble, Unavailable
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Response:
     body: bytes
 
 
-def answer(request: Request, store: SQLiteStore) -> Response:
+def answer(request: Request, store: Store) -> Response:
     """The response to a request; raises Problem for a refusal."""
     if request.target == "*":
         return _options(request, [method for _, handlers in _ROUTES for method in _methods(handlers)])
@@ -75,7 +75,7 @@ def refusal(problem: Problem, request_id: str | None = None) -> Response:
     return _json(problem.status, document, problem.headers, ("Content-Type", "application/problem+json"))
 
 
-def _book(request: Request, query: fields.Query, match: Match[str], store: SQLiteStore) -> Response:
+def _book(request: Request, query: fields.Query, match: Match[str], store: Store) -> Response:
     asked = fields.booking_request(request.headers, query, request.body)
     outcome, booking = store.book(asked.tenant_id, asked.start_time_utc, asked.idempotency_key)
     if not booking:
@@ -100,7 +100,7 @@ _LOST = {
 }
 
 
-def _list(request: Request, query: fields.Query, match: Match[str], store: SQLiteStore) -> Response:
+def _list(request: Request, query: fields.Query, match: Match[str], store: Store) -> Response:
     asked = fields.page_request(request.headers, query)
     page = store.bookings_of(asked.tenant_id, asked.at_least, asked.before, asked.after, asked.limit)
     headers = []
@@ -111,7 +111,7 @@ def _list(request: Request, query: fields.Query, match: Match[str], store: SQLit
     return Response(200, (_JSON, *headers), page.array.encode() + b"\n")
 
 
-def _show(request: Request, query: fields.Query, match: Match[str], store: SQLiteStore) -> Response:
+def _show(request: Request, query: fields.Query, match: Match[str], store: Store) -> Response:
     booking = store.booking_of(fields.tenant(request.headers, query), int(match["id"]))
     if not booking:
         raise Problem(
@@ -120,30 +120,30 @@ def _show(request: Request, query: fields.Query, match: Match[str], store: SQLit
     return _json(200, vars(booking))
 
 
-def _index(store: SQLiteStore) -> Response:
+def _index(store: Store) -> Response:
     paths = ("/bookings", "/live", "/ready", "/openapi.json", "/problems")
     return _json(200, {"service": "bookings", "links": {path[1:].partition(".")[0]: path for path in paths}})
 
 
-def _live(store: SQLiteStore) -> Response:
+def _live(store: Store) -> Response:
     return _json(200, {"status": "live"})
 
 
-def _ready(store: SQLiteStore) -> Response:
+def _ready(store: Store) -> Response:
     store.ping()
     return _json(200, {"status": "ready"})
 
 
-def _openapi(store: SQLiteStore) -> Response:
+def _openapi(store: Store) -> Response:
     document = Path(__file__).with_name("openapi.json").read_bytes()
     return Response(200, (_JSON,), document)
 
 
-def _problems(store: SQLiteStore) -> Response:
+def _problems(store: Store) -> Response:
     return _json(200, [_explanation(name) for name in KINDS])
 
 
-def _problem(request: Request, query: fields.Query, match: Match[str], store: SQLiteStore) -> Response:
+def _problem(request: Request, query: fields.Query, match: Match[str], store: Store) -> Response:
     fields.refuse(query.errors)
     return _json(200, _explanation(match["name"]))
 
@@ -160,7 +160,7 @@ def _options(request: Request, methods: Iterable[str]) -> Response:
     return Response(204, (allow,), b"")
 
 
-Handler = Callable[[Request, fields.Query, Match[str], SQLiteStore], Response]
+Handler = Callable[[Request, fields.Query, Match[str], Store], Response]
 # For each method, its handler and the query parameters that it takes.
 Handlers = Mapping[str, tuple[Handler, Sequence[str]]]
 
@@ -169,10 +169,10 @@ def _methods(handlers: Handlers) -> Sequence[str]:
     return [*handlers, *(["HEAD"] if "GET" in handlers else []), "OPTIONS"]
 
 
-def _fixed(page: Callable[[SQLiteStore], Response]) -> Handlers:
+def _fixed(page: Callable[[Store], Response]) -> Handlers:
     """The handlers of a path that is only read, and answers everybody alike."""
 
-    def handler(request: Request, query: fields.Query, match: Match[str], store: SQLiteStore) -> Response:
+    def handler(request: Request, query: fields.Query, match: Match[str], store: Store) -> Response:
         fields.refuse(query.errors)
         return page(store)
 

@@ -13,7 +13,8 @@ import signal
 import sys
 import tempfile
 
-from bookings.store import CannotOpen, default_database, reading
+from bookings.databases import kind_of
+from bookings.store import CannotOpen, default_database
 
 
 def main() -> int:
@@ -26,7 +27,8 @@ def main() -> int:
     parser.add_argument(
         "--database",
         default=default_database(),
-        help="the SQLite file (environment: BOOKINGS_DB; default: bookings.db beside run.py)",
+        help="the SQLite file, or an rqlite cluster like http://host:4001,host:4001 "
+        "(environment: BOOKINGS_DB; default: bookings.db beside run.py)",
     )
     settings = parser.parse_args()
     clean_up_on_signals()
@@ -55,14 +57,17 @@ def clean_up_on_signals() -> None:
 def back_up(database: str, target: str, force: bool) -> int:
     """Copy the database to `target` and return how many bookings it has; raises CannotOpen or OSError."""
     refuse_target(database, target, force)
-    with reading(database) as reader:
+    with kind_of(database).reading(database) as reader:
         # Beside the target, since only within one file system is renaming a single step.
         handle, partial = tempfile.mkstemp(dir=os.path.dirname(target), prefix=os.path.basename(target) + ".")
         try:
             os.close(handle)
-            reader.copy_to(partial, show_progress if sys.stderr.isatty() else lambda remaining, total: None)
+            count = reader.copy_to(
+                partial, show_progress if sys.stderr.isatty() else lambda remaining, total: None
+            )
             sync(partial)
-            shutil.copymode(database, partial)
+            if os.path.exists(database):  # a cluster has no mode, and its copy is for its owner alone
+                shutil.copymode(database, partial)
             # Again: the copy took its time, and the file may have come into being.
             refuse_target(database, target, force)
             os.replace(partial, target)
@@ -73,7 +78,7 @@ def back_up(database: str, target: str, force: bool) -> int:
             raise
         if os.name != "nt":  # where a folder cannot be opened, and a rename is on the disk by itself
             sync(os.path.dirname(target))
-        return reader.count()
+        return count
 
 
 def refuse_target(database: str, target: str, force: bool) -> None:

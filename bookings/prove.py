@@ -1,8 +1,9 @@
 """python -m bookings.prove: the guarantee, shown to someone who doubts it.
 
-Starts the real server on a temporary database, or takes a running one by --url, and does what must not lead to a double
-booking: races processes and threads, repeats keys, spells one instant in several ways, inserts by hand, kills the server
-in the middle. Each part says what was expected and what happened; the exit status is 1 if any failed.
+Starts the real server on a temporary database, or on the one that --database names, or takes a running one by --url,
+and does what must not lead to a double booking: races processes and threads, repeats keys, spells one instant in
+several ways, inserts by hand, kills the server in the middle. Each part says what was expected and what happened; the
+exit status is 1 if any failed.
 
 It is a client: it believes only what comes over HTTP, and what another reader finds in the file.
 """
@@ -30,7 +31,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
-from bookings.store import insert_by_hand, reading
+from bookings.databases import kind_of
 
 RUN = Path(__file__).resolve().parent.parent / "run.py"
 PROCESSES = 4
@@ -271,7 +272,8 @@ def prove_by_hand(server: Server, tenant: str) -> Result:
         (start(1), "api"),
         (start(2), "free"),
     )
-    said = [insert_by_hand(server.database, tenant, when, key(tenant, name)) for when, name in tries]
+    insert = kind_of(server.database).insert_by_hand
+    said = [insert(server.database, tenant, when, key(tenant, name)) for when, name in tries]
     after = book(server.url, Ask(tenant, start(2), key(tenant, "late")))
     words = [text.partition(" constraint")[0] if text else "inserted" for text in said]
     expected = ["UNIQUE", "CHECK", "UNIQUE", "inserted"]
@@ -317,8 +319,11 @@ def prove_kill(server: Server, tenant: str) -> Result:
         for each in loads:
             each.result()
     repeated = [insist(server.url, ask) for ask in unanswered]
-    with reading(server.database) as reader:
-        rows = {row.idempotency_key: vars(row) for row in reader.bookings(None, "", "", -1)}
+    tenants = {ask.tenant for ask, _ in acknowledged}
+    with kind_of(server.database).reading(server.database) as reader:
+        rows = {
+            row.idempotency_key: vars(row) for each in tenants for row in reader.bookings(each, "", "", -1)
+        }
     lost = sum(rows.get(ask.key) != body for ask, body in acknowledged)
     wrong = sum(answer.status not in (200, 201) for answer in repeated)
     return Result(
@@ -343,17 +348,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bookings.prove", description="Try to book a slot twice, in every way there is."
     )
-    parser.add_argument(
+    tried = parser.add_mutually_exclusive_group()
+    tried.add_argument(
         "--url", help="a running server to try, like http://localhost:3000; tenants of its own are used"
     )
-    url = parser.parse_args().url
+    tried.add_argument(
+        "--database",
+        help="try a server on this file, or on an rqlite cluster like http://host:4001,host:4001, rather than on a "
+        "temporary file; tenants of its own are used",
+    )
+    settings = parser.parse_args()
+    url = settings.url
     # As in bookings.backup: else a signal would leave the server and its folder.
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
         if number and signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, lambda number, frame: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="bookings-prove-") as folder:
-        server = Server(os.path.join(folder, "bookings.db"), url or "")
+        server = Server(settings.database or os.path.join(folder, "bookings.db"), url or "")
         try:
             if not url:
                 server.start("0")

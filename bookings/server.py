@@ -31,7 +31,7 @@ from typing import Any
 
 from bookings import api
 from bookings.problems import Problem
-from bookings.store import SQLiteStore
+from bookings.store import Store
 
 try:
     import resource
@@ -123,9 +123,7 @@ class BookingServer(ThreadingHTTPServer):
     has come, and `drain` lets those in flight finish.
     """
 
-    def __init__(
-        self, listener: socket.socket, store: SQLiteStore, allowed_hosts: Collection[str] = ()
-    ) -> None:
+    def __init__(self, listener: socket.socket, store: Store, allowed_hosts: Collection[str] = ()) -> None:
         super().__init__(listener.getsockname(), _Connection, bind_and_activate=False)
         self.socket.close()
         self.socket = listener

@@ -14,7 +14,8 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 
 from bookings import fields
-from bookings.store import Booking, CannotOpen, default_database, reading
+from bookings.databases import kind_of
+from bookings.store import Booking, CannotOpen, default_database
 
 
 def main() -> int:
@@ -25,7 +26,7 @@ def main() -> int:
     # A terminal that cannot show a character gets its number instead of a traceback.
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
-        with reading(settings.database) as reader:
+        with kind_of(settings.database).reading(settings.database) as reader:
 
             def bookings() -> Iterator[Booking]:
                 return reader.bookings(
@@ -55,7 +56,8 @@ def read_settings() -> argparse.Namespace:
     parser.add_argument(
         "--database",
         default=default_database(),
-        help="the SQLite file (environment: BOOKINGS_DB; default: bookings.db beside run.py)",
+        help="the SQLite file, or an rqlite cluster like http://host:4001,host:4001 "
+        "(environment: BOOKINGS_DB; default: bookings.db beside run.py)",
     )
     parser.add_argument("--tenant", type=argument(fields.text), help="only this tenant's bookings")
     parser.add_argument(

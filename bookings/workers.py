@@ -18,13 +18,16 @@ import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 
+from bookings.databases import kind_of
 from bookings.server import BookingServer
-from bookings.store import CannotOpen, SQLiteStore
+from bookings.store import CannotOpen, Store
 
 # A worker that dies sooner has not died of a request but of what every worker meets.
 AT_ONCE_SECONDS = 1.0
 # Deaths at once, one after the other, for each worker, until it is clear that another start does not help.
 DEATHS_AT_ONCE = 5
+# How long it may take until a worker that nobody connects to sees that it shall stop; a look costs some 20 us.
+LOOK_SECONDS = 0.05
 # The last signal is Ctrl+Break, on Windows alone.
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)]
 
@@ -46,13 +49,13 @@ def serve(
     `up` is called when they have opened the database. Raises CannotOpen where the only one cannot.
     """
     if count == 1:
-        return _work(listener, SQLiteStore(database), allowed_hosts, STOP_SIGNALS, None, up)
+        return _work(listener, kind_of(database).open(database, None), allowed_hosts, STOP_SIGNALS, None, up)
     return _Parent(listener, database, allowed_hosts).run(count, up)
 
 
 def _work(
     listener: socket.socket,
-    store: SQLiteStore,
+    store: Store,
     allowed_hosts: Collection[str],
     signals: Sequence[int],
     parent: int | None,
@@ -64,7 +67,7 @@ def _work(
     if parent is not None:
         threading.Thread(target=_at_the_end_of, args=(parent, server.shutdown), daemon=True).start()
     up()
-    server.serve_forever()
+    server.serve_forever(LOOK_SECONDS)
     server.server_close()
     answered = server.drain()
     store.close()
@@ -96,7 +99,7 @@ class _Parent:
         self._database = database
         self._allowed_hosts = allowed_hosts
         # A worker that starts later must not serve another file, beside the log that the others still have.
-        self._file = os.stat(database)
+        self._which = kind_of(database).which(database)
         self._started: dict[int, float] = {}
         self._stopping = False
         self._pipe = os.pipe()
@@ -137,14 +140,7 @@ class _Parent:
             else:
                 _logger.error("worker %d ended with status %d; starting another", worker, status)
                 self._start()
-        # Of workers that close the database at one moment, none is the last that folds the log into the file: of 30
-        # stops, 14 left one. Nobody is left to fork now, so that the parent may open it too.
-        with contextlib.suppress(CannotOpen):
-            self._store().close()
         return 1 if failed else 0
-
-    def _store(self) -> SQLiteStore:
-        return SQLiteStore(self._database, self._file)
 
     def _start(self, starting: int | None = None) -> None:
         # A signal between the look and the fork would leave a worker behind, and one that a worker gets before it has
@@ -167,9 +163,8 @@ class _Parent:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
             os.close(self._pipe[1])
             up = (lambda: os.close(starting)) if starting is not None else (lambda: None)
-            status = _work(
-                self._listener, self._store(), self._allowed_hosts, [signal.SIGTERM], self._pipe[0], up
-            )
+            store = kind_of(self._database).open(self._database, self._which)
+            status = _work(self._listener, store, self._allowed_hosts, [signal.SIGTERM], self._pipe[0], up)
         except CannotOpen as error:
             _logger.error("worker %d: %s", os.getpid(), error)
         except Exception:
