@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,6 +131,13 @@ class Server:
             return db.execute(
                 "SELECT tenant_id, start_time_utc, idempotency_key FROM bookings ORDER BY id"
             ).fetchall()
+
+    def insert(self, rows: Sequence[tuple[str, str, str]]) -> None:
+        """Bookings (tenant, start, key) written by hand."""
+        with contextlib.closing(sqlite3.connect(self.database)) as db, db:
+            db.executemany(
+                "INSERT INTO bookings (tenant_id, start_time_utc, idempotency_key) VALUES (?, ?, ?)", rows
+            )
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)

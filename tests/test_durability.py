@@ -284,11 +284,8 @@ def _images_that_lack_bookings(calls: list[Call], folder: Path) -> tuple[int, in
     ("patch", "sound"), [("", True), (NO_SYNC, False)], ids=["as it is", "without the sync"]
 )
 def test_a_power_cut_takes_no_acknowledged_booking(tmp_path: Path, patch: str, sound: bool) -> None:
-    # A checkpoint after every 25th booking or so, and not after the 250th: a short test has several.
-    often = "connect = store._connect\ndef checkpointing(uri):\n    db = connect(uri)\n"
-    often += (
-        "    db.execute('PRAGMA wal_autocheckpoint = 100')\n    return db\nstore._connect = checkpointing\n"
-    )
+    # A checkpoint after every 25th booking or so, and not after the 1000th: a short test has several.
+    often = "store.CHECKPOINT_PAGES = 100\n"
     threads, each = 8, 20
     trace = "pwrite64,fdatasync,fsync,ftruncate,unlink,sendto"
     with _serving(tmp_path, "--workers=2", patch=often + patch, trace=trace) as server:

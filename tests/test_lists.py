@@ -36,11 +36,7 @@ def _fresh() -> str:
 def _fill(server: Server, tenant: str, starts: Sequence[str]) -> None:
     """Bookings written by hand, which is quicker; out of order, so that no list is in order by chance."""
     starts = sorted(starts, key=lambda start: start[::-1])
-    rows = [(tenant, start, f"key-{next(_numbers)}") for start in starts]
-    with contextlib.closing(sqlite3.connect(server.database)) as db, db:
-        db.executemany(
-            "INSERT INTO bookings (tenant_id, start_time_utc, idempotency_key) VALUES (?, ?, ?)", rows
-        )
+    server.insert([(tenant, start, f"key-{next(_numbers)}") for start in starts])
 
 
 def _stored(server: Server, tenant: str) -> list[str]:

@@ -36,6 +36,8 @@ STEPS = [
 ]
 # Run by other means: the server by this test, the tests by whoever reads this.
 NOT_IN_THE_SESSION = ("python run.py\n", "python -m tests\n")
+# Run on nodes, by tests.test_cluster.
+ON_A_CLUSTER = [step.command for step in STEPS if "localhost:4001" in step.command]
 
 
 def test_every_block_is_part_of_a_step() -> None:
@@ -61,7 +63,7 @@ def test_the_session(tmp_path: Path) -> None:
             "PATH": f"{home}{os.pathsep}{os.environ['PATH']}",
         }
         for step in STEPS:
-            if step.command in NOT_IN_THE_SESSION:
+            if step.command in (*NOT_IN_THE_SESSION, *ON_A_CLUSTER):
                 continue
             if step.command.startswith("sqlite3 ") and not shutil.which("sqlite3"):
                 continue

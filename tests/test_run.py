@@ -544,8 +544,8 @@ def test_imports_point_down_only() -> None:
         ("sqlite3", {"store"}),
         ("socket", {"server", "workers"}),
         ("socketserver", {"server"}),
-        ("http", {"server", "prove"}),
-        ("json", {"api", "fields", "show", "prove"}),
+        ("http", {"server", "prove", "rqlite"}),
+        ("json", {"api", "fields", "show", "prove", "rqlite"}),
     ],
 )
 def test_a_room_knows_only_what_is_its_own(library: str, rooms: set[str]) -> None:

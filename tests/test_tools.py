@@ -599,7 +599,7 @@ def _broken(folder: Path, name: str, promise: str, breach: str) -> Path:
     return folder
 
 
-INSERTS = "    try:\n        cursor = db.execute("
+INSERTS = "    try:\n        cursor = db.execute(INSERT"
 RESTART = '            db.execute("COMMIT")\n'
 
 
@@ -635,14 +635,14 @@ def test_prove_catches_a_broken_program(
         ("bookings/store.py", "Outcome.KEY_REUSED, None", "Outcome.REPLAYED, booking", {OTHER_USE}),
         (
             "bookings/store.py",
-            'AND tenant_id = ?", (booking_id, tenant_id)',
-            "AND ? != ''\", (booking_id, tenant_id)",
+            "WHERE id = ? AND tenant_id = ?",
+            "WHERE id = ? AND ? != ''",
             {OTHER_USE},
         ),
         (
             "bookings/store.py",
-            "        created_at = time.strftime(",
-            "        return Outcome.SLOT_TAKEN, None\n        created_at = time.strftime(",
+            "        row = (tenant_id, start_time_utc, idempotency_key, now())\n",
+            "        return Outcome.SLOT_TAKEN, None\n",
             {RACE, ONE_KEY, SPELLINGS, OTHER_USE},
         ),
     ],
