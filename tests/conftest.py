@@ -33,7 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--mutate-seconds",
         type=float,
-        default=5,
+        default=3,
         help="how long to try mutants of the corpus (default: %(default)s)",
     )
     parser.addoption(
@@ -172,6 +172,14 @@ def until(condition: Callable[[], object], seconds: float = SOON) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.005)
+
+
+def patched(folder: Path, patch: str) -> Path:
+    """A program that is run.py, save that these lines run before it; `store` is in their reach."""
+    program = folder / "patched.py"
+    start = f"import runpy, sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom bookings import store\n{patch}\n"
+    program.write_text(f"{start}runpy.run_path({str(ROOT / 'run.py')!r}, run_name='__main__')\n")
+    return program
 
 
 def copy_project(folder: Path) -> Path:

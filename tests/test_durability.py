@@ -32,7 +32,7 @@ import pytest
 
 from bookings import store
 from bookings.store import Outcome, SQLiteStore
-from tests.conftest import ROOT, SOON, Server, assert_problem, at_once, until
+from tests.conftest import SOON, Server, assert_problem, at_once, patched, until
 
 SLOT = "2026-01-{:02}T10:00:00Z"
 NO_SYNC = "store._sync = lambda descriptor: None"
@@ -53,9 +53,7 @@ def _tracer() -> tuple[str, ...]:
 @contextlib.contextmanager
 def _serving(base: Path, *flags: str, patch: str = "", trace: str = "") -> Iterator[Server]:
     """A server whose `store` is changed by `patch` before it starts, with a log of the calls in `trace`."""
-    program = base / "launch.py"
-    start = f"import runpy, sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom bookings import store\n{patch}\n"
-    program.write_text(f"{start}runpy.run_path({str(ROOT / 'run.py')!r}, run_name='__main__')\n")
+    program = patched(base, patch)
     if trace:
         if not _tracer():
             pytest.skip("there is no strace, or it may not trace")

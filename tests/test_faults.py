@@ -24,7 +24,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import KILL, SOON, Answer, Server, assert_problem, at_once, until
+from tests.conftest import KILL, SOON, Answer, Server, assert_problem, at_once, patched, until
 from tests.test_durability import _COMMANDED
 from tests.test_http import answers, connect, get, post, statuses
 from tests.test_run import _like_anybody
@@ -613,11 +613,9 @@ def test_a_database_that_is_made_read_only(tmp_path: Path) -> None:
     """Reading goes on; booking does not, and `/ready` says so, until it may be written again."""
     probe = tmp_path / "probe"
     probe.touch(0o444)
-    command = [*_like_anybody(probe), str(tmp_path / "launch.py")]
+    command = [*_like_anybody(probe), str(patched(tmp_path, ""))]
     program = tmp_path / "anybody.py"
     program.write_text(f"import os, sys\nos.execv({command[0]!r}, {command!r} + sys.argv[1:])\n")
-    with _serving(tmp_path, patch="pass"):
-        pass  # it has written launch.py
     with contextlib.closing(Server(tmp_path, program=program)) as server:
         booked = server.book()
         files = list(tmp_path.glob("bookings.db*"))

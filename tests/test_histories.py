@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT, Server, until
+from tests.conftest import ROOT, Server, patched, until
 from tests.histories import Book, Booking, Call, List, in_processes, in_threads, violations
 
 NINE, TEN = "2026-01-01T09:00:00Z", "2026-01-01T10:00:00Z"
@@ -370,11 +370,7 @@ def test_processes_and_two_workers(tmp_path: Path) -> None:
 def test_clients_that_alternate_between_two_servers_on_one_database(tmp_path: Path) -> None:
     """One of which does not wait in line for the write lock: who is served first must not matter."""
     history: list[Call] = []
-    pusher = tmp_path / "pusher.py"
-    pusher.write_text(
-        f"import runpy, sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom bookings import store\nstore.fcntl = None\n"
-        f"runpy.run_path({str(ROOT / 'run.py')!r}, run_name='__main__')\n"
-    )
+    pusher = patched(tmp_path, "store.fcntl = None")
     with contextlib.ExitStack() as stack:
         servers = [
             stack.enter_context(contextlib.closing(Server(tmp_path, program=program)))

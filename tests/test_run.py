@@ -25,7 +25,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT, SOON, Server, at_once, copy_project
+from tests.conftest import ROOT, SOON, Server, at_once, copy_project, patched
 
 RUN = str(ROOT / "run.py")
 SCHEMA = (ROOT / "schema.sql").read_text(encoding="utf-8")
@@ -452,18 +452,19 @@ def test_a_database_that_is_locked_for_longer_than_the_wait(tmp_path: Path) -> N
             db = stack.enter_context(contextlib.closing(sqlite3.connect(path, isolation_level=None)))
             db.execute(f"BEGIN {lock}")
             db.execute("DELETE FROM bookings")
+        program = str(patched(tmp_path, "store.BUSY_SECONDS = 0.5"))
         # Both at once, since each waits its whole time.
         lines = at_once(
             2,
             lambda number: _fault(
-                tmp_path, sys.executable, RUN, "--port=0", f"--database={paths[number].name}"
+                tmp_path, sys.executable, program, "--port=0", f"--database={paths[number].name}"
             ),
         )
     for path, line in zip(paths, lines):
         assert path.name in line
         assert "locked" in line
         assert _rows(path) == [SLOT]
-    assert sorted(os.listdir(tmp_path)) == ["delete.db", "wal.db"]
+    assert sorted(os.listdir(tmp_path)) == ["delete.db", "patched.py", "wal.db"]
 
 
 def _old_python(version: str) -> Iterator[str]:

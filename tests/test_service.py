@@ -29,7 +29,7 @@ import pytest
 from bookings import api, fields
 from bookings.problems import KINDS
 from bookings.server import MAX_BODY, MAX_HEADERS, MAX_LINE
-from tests.conftest import ROOT, SOON, Answer, Server, assert_problem
+from tests.conftest import ROOT, SOON, Answer, Server, assert_problem, patched
 from tests.test_fields import INSTANTS, REFUSED_TEXTS, SLOT, TEXTS
 
 ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -335,13 +335,7 @@ LINE = re.compile(
 @pytest.fixture
 def loud(tmp_path: Path) -> Iterator[Server]:
     """A server without the --quiet that the harness gives each."""
-    program = tmp_path / "loud.py"
-    program.write_text(
-        "import runpy, sys\n"
-        f"sys.path.insert(0, {str(ROOT)!r})\n"
-        "sys.argv.remove('--quiet')\n"
-        f"runpy.run_path({str(ROOT / 'run.py')!r}, run_name='__main__')\n"
-    )
+    program = patched(tmp_path, "sys.argv.remove('--quiet')")
     with contextlib.closing(Server(tmp_path, program=program)) as one:
         yield one
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import KILL, ROOT, SOON, Answer, Server, assert_problem, at_once, until
+from tests.conftest import KILL, ROOT, SOON, Answer, Server, assert_problem, at_once, patched, until
 
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is one process where there is no fork")
 # A stop that waits for nobody takes no longer than this; one that sat out its drain would take 8 s.
@@ -32,11 +32,8 @@ SLOT = "2026-01-{:02}T10:00:00Z"
 @contextlib.contextmanager
 def _serving(base: Path, *flags: str, patch: str = "", **environment: str) -> Iterator[Server]:
     """A server, whose `store` is changed by the line `patch` before it starts."""
-    launcher = base / "launch.py"
-    start = f"import runpy, sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom bookings import store\n{patch}\n"
-    launcher.write_text(f"{start}runpy.run_path({str(ROOT / 'run.py')!r}, run_name='__main__')\n")
-    started = Server(base, *flags, program=launcher if patch else ROOT / "run.py", **environment)
-    with contextlib.closing(started):
+    program = patched(base, patch) if patch else ROOT / "run.py"
+    with contextlib.closing(Server(base, *flags, program=program, **environment)) as started:
         yield started
 
 
