@@ -111,19 +111,12 @@ class Server:
         return self.call("POST", "/bookings", body, **headers)
 
     def raw(self, sent: bytes, half_close: bool = False) -> bytes:
-        """All that comes back for these bytes, until the server closes or says nothing more for a while."""
+        """All that comes back for these bytes."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=SOON) as connection:
             connection.sendall(sent)
             if half_close:
                 connection.shutdown(socket.SHUT_WR)
-            received = b""
-            with contextlib.suppress(ConnectionResetError):
-                while True:
-                    more = connection.recv(65536)
-                    if not more:
-                        break
-                    received += more
-            return received
+            return all_from(connection)
 
     def rows(self) -> list[tuple[Any, ...]]:
         """(tenant, start, key) of every row, by id."""
@@ -172,6 +165,18 @@ def until(condition: Callable[[], object], seconds: float = SOON) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.005)
+
+
+def all_from(connection: socket.socket) -> bytes:
+    """All that comes until the server closes, or says nothing more for a while."""
+    received = b""
+    with contextlib.suppress(ConnectionResetError):
+        while True:
+            more = connection.recv(65536)
+            if not more:
+                break
+            received += more
+    return received
 
 
 def patched(folder: Path, patch: str) -> Path:

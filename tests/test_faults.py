@@ -24,7 +24,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import KILL, SOON, Answer, Server, assert_problem, at_once, patched, until
+from tests.conftest import KILL, SOON, Answer, Server, all_from, assert_problem, at_once, patched, until
 from tests.test_durability import _COMMANDED
 from tests.test_http import answers, connect, get, post, statuses
 from tests.test_run import _like_anybody
@@ -119,9 +119,9 @@ def test_idle_and_dripping_clients_keep_nobody_waiting(tmp_path: Path, many_desc
             for connection in used:
                 assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
             for connection in dripping:
-                (answer,) = answers(_all(connection))
+                (answer,) = answers(all_from(connection))
                 assert_problem(answer, 408, "too-slow")
-            assert [_all(connection) for connection in (*silent, *used)] == [b""] * 500
+            assert [all_from(connection) for connection in (*silent, *used)] == [b""] * 500
             # The last of them was cut at its deadline, and not when it had no more to say; with time to tell and close.
             assert limit < time.monotonic() - opened < limit + 5
         finally:
@@ -136,18 +136,6 @@ def test_idle_and_dripping_clients_keep_nobody_waiting(tmp_path: Path, many_desc
         assert _used(server)["descriptors"] <= before["descriptors"] + 20
         assert len(server.rows()) == 101
         assert server.log.read_text() == ""
-
-
-def _all(connection: socket.socket) -> bytes:
-    """All that comes until the server closes."""
-    received = b""
-    with contextlib.suppress(ConnectionResetError):
-        while True:
-            more = connection.recv(65536)
-            if not more:
-                break
-            received += more
-    return received
 
 
 @linux
@@ -173,7 +161,7 @@ def test_at_the_bound_newcomers_wait_and_cost_nothing(tmp_path: Path) -> None:
         for connection in busy:
             connection.sendall(b"\n")
         for connection in waiting:
-            assert statuses(_all(connection)) == [201]
+            assert statuses(all_from(connection)) == [201]
             # Until then, it would have a place still.
             connection.close()
         assert len(server.rows()) == 50
@@ -221,7 +209,7 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard if {raised} else 64))
         for number, connection in enumerate(busy):
             connection.sendall(post(f"k{number}", b"Connection: close"))
         for connection in busy:
-            assert statuses(_all(connection)) == [201]
+            assert statuses(all_from(connection)) == [201]
             # Until then, it would have a place still.
             connection.close()
         until(lambda: _used(server)["threads"] == 1)
@@ -262,8 +250,8 @@ def test_a_stop_answers_what_waits_in_the_backlog(tmp_path: Path, count: int) ->
             os.kill(server.process.pid, signal.SIGTERM)
             started = time.monotonic()
         for connection in (*asking, kept):
-            assert statuses(_all(connection)) == [201]
-        assert [_all(connection) for connection in silent] == [b""] * 2
+            assert statuses(all_from(connection)) == [201]
+        assert [all_from(connection) for connection in silent] == [b""] * 2
         assert server.process.wait(SOON) == 0
         assert time.monotonic() - started < 2
         keys = {key for _, _, key in server.rows()}
@@ -297,7 +285,7 @@ def test_a_stop_waits_for_a_stalled_request_no_longer_than_its_bound(tmp_path: P
         with contextlib.suppress(OSError):
             while not select.select([dripping], [], [], 0.05)[0]:
                 dripping.send(b"a")
-        found = [answers(_all(connection)) for connection in connections]
+        found = [answers(all_from(connection)) for connection in connections]
         for (answer,) in found:
             assert_problem(answer, 408, "too-slow")
             assert answer.headers["Connection"] == "close"
@@ -331,7 +319,7 @@ def test_a_stop_cuts_no_answer_off(tmp_path: Path) -> None:
             with pytest.raises(subprocess.TimeoutExpired):
                 server.process.wait(0.5)
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
-            received += _all(client)
+            received += all_from(client)
         assert server.process.wait(SOON) == 0
         found = answers(received)
         assert 0 < len(found) < asked
