@@ -143,7 +143,8 @@ KINDS: Mapping[str, Kind] = {
     "database-unavailable": Kind(
         503,
         "The database cannot be reached",
-        "The file cannot be read or written, or the cluster does not answer in time; the log names the cause. Whether a booking was made is not certain.",
+        "The file cannot be read or written, or the cluster does not answer in time; the log names the cause. Whether a "
+        "booking was made is not certain.",
         "Send the same request again after Retry-After seconds, which its key makes safe; tell the operator if it lasts.",
     ),
     "http-version": Kind(
