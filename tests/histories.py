@@ -10,6 +10,7 @@ booking can be given one moment of its making that agrees with all the facts, wh
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import math
@@ -40,7 +41,10 @@ class List(NamedTuple):
 
 
 class Call(NamedTuple):
-    """A request that was sent once. Both times are of one clock; the status is None where no answer came."""
+    """A request that was sent once, to the server on this port. Both times are of one clock.
+
+    The status is None where no answer came; the body then says why not, unless it was the client that hung up.
+    """
 
     client: int
     began: float
@@ -48,6 +52,7 @@ class Call(NamedTuple):
     request: Book | List
     status: int | None
     body: bytes
+    port: int = 0
 
     def __str__(self) -> str:
         asked = " ".join((type(self.request).__name__, *self.request))
@@ -96,10 +101,12 @@ _Event = Union[Booking, Call]  # noqa: UP007 - before Python 3.10 it is evaluate
 _Facts = list[tuple[_Event, _Event]]
 
 
-def violations(history: Iterable[Call], rows: Iterable[Sequence[Any]]) -> list[str]:
+def violations(history: Iterable[Call], rows: Iterable[Sequence[Any]], resent: bool = False) -> list[str]:
     """All that should not have happened, a line for each; none for a history that is in order.
 
     `rows` are the five columns of each booking at the end, in an order of their own. The database was empty at first.
+    With `resent`, a server that has had no answer from its database asks again by itself, as on a cluster: whoever made
+    the booking may be told 200, as if it had been there before, and no client was told 201.
     """
     found: list[str] = []
     answered: list[tuple[Call, list[Booking]]] = []
@@ -133,7 +140,7 @@ def violations(history: Iterable[Call], rows: Iterable[Sequence[Any]]) -> list[s
     for booking in by_slot.values():
         if booking not in stored:
             found.append(f"{booking}, shown by {shown[booking]}, is not in the database")
-    made = {booking: _made(booking, sent[booking.request], found) for booking in shown}
+    made = {booking: _made(booking, sent[booking.request], resent, found) for booking in shown}
     facts: _Facts = []
     first_told: dict[Booking, Call] = {}
     for call, bookings in answered:
@@ -147,11 +154,11 @@ def violations(history: Iterable[Call], rows: Iterable[Sequence[Any]]) -> list[s
     return found + _disorder(facts, made)
 
 
-def _made(booking: Booking, sent: Sequence[Call], found: list[str]) -> tuple[float, float]:
+def _made(booking: Booking, sent: Sequence[Call], resent: bool, found: list[str]) -> tuple[float, float]:
     """Between which moments it was made: while the request ran that was told so, or else any time after the first
-    request whose answer does not say."""
+    request whose answer does not say. That the booking was there before a 200 is one of the facts."""
     created = [call for call in sent if call.status == 201]
-    began = [call.began for call in sent if call.is_uncertain]
+    began = [call.began for call in sent if call.is_uncertain or (resent and call.status == 200)]
     if not sent:
         found.append(f"{booking} was never asked for")
     elif not created and not began:
@@ -266,26 +273,30 @@ PAUSE = 0.02
 def attend(number: int, ports: Sequence[int], rounds: int, gate: Any, record: Callable[[Call], None]) -> None:
     """One client: in each round it asks for something, through one server after the other, until it is answered."""
     chance = random.Random(number)
-    servers = [http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS) for port in ports]
     turn, won = number, None
-    for this in range(rounds):
-        gate.wait(SECONDS)
-        for _ in range(CALLS):
-            # Whoever has won looks at once whether the booking is there for the next server too.
-            request = List(won.tenant) if won else _choose(chance, this)
-            deadline = time.monotonic() + SECONDS
-            while True:
-                hang_up = isinstance(request, Book) and chance.random() < HANG_UP
-                call = _call(number, servers[turn % len(servers)], request, hang_up)
-                turn += 1
-                record(call)
-                if call.status not in (None, 500, 503):
-                    break
-                assert time.monotonic() < deadline, f"{call} and no answer since {SECONDS} s"
-                time.sleep(chance.random() * PAUSE)
-            won = request if call.status == 201 else None
-    for server in servers:
-        server.close()
+    with contextlib.ExitStack() as stack:
+        servers = [
+            stack.enter_context(
+                contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS))
+            )
+            for port in ports
+        ]
+        for this in range(rounds):
+            gate.wait(SECONDS)
+            for _ in range(CALLS):
+                # Whoever has won looks at once whether the booking is there for the next server too.
+                request = List(won.tenant) if won else _choose(chance, this)
+                deadline = time.monotonic() + SECONDS
+                while True:
+                    hang_up = isinstance(request, Book) and chance.random() < HANG_UP
+                    call = send(number, servers[turn % len(servers)], request, hang_up)
+                    turn += 1
+                    record(call)
+                    if call.status not in (None, 500, 503):
+                        break
+                    assert time.monotonic() < deadline, f"{call} and no answer since {SECONDS} s"
+                    time.sleep(chance.random() * PAUSE)
+                won = request if call.status == 201 else None
 
 
 def _choose(chance: random.Random, this: int) -> Book | List:
@@ -299,7 +310,10 @@ def _choose(chance: random.Random, this: int) -> Book | List:
     return Book(tenant, f"2026-01-01T{slot // 60:02}:{slot % 60:02}:00Z", key)
 
 
-def _call(number: int, server: http.client.HTTPConnection, request: Book | List, hang_up: bool) -> Call:
+def send(
+    number: int, server: http.client.HTTPConnection, request: Book | List, hang_up: bool = False
+) -> Call:
+    """What becomes of this client's request, sent once."""
     method, target, body = "GET", f"/bookings?tenant_id={quote(request.tenant)}", None
     if isinstance(request, Book):
         document = {"start_time_utc": request.start, "idempotency_key": request.key}
@@ -312,10 +326,10 @@ def _call(number: int, server: http.client.HTTPConnection, request: Book | List,
         else:
             response = server.getresponse()
             status, answer = response.status, response.read()
-    except (OSError, http.client.HTTPException):
-        status, answer = None, b""
+    except (OSError, http.client.HTTPException) as error:
+        status, answer = None, repr(error).encode()
         server.close()  # the next request connects anew
-    return Call(number, began, time.monotonic(), request, status, answer)
+    return Call(number, began, time.monotonic(), request, status, answer, server.port)
 
 
 def in_threads(clients: int, ports: Sequence[int], rounds: int, record: Callable[[Call], None]) -> None:
