@@ -1,11 +1,12 @@
 """python -m tests.bench: how fast the program is, beside what it stands on, on this machine.
 
-Five loads: `post` books new slots, `get` lists a tenant with 20 bookings, each over 16 connections and, as `post1` and
-`get1`, over one; `slowdisk` is `post` where every sync of a file takes 4 ms longer, as on a cloud volume. A number behind
-a name is the number of connections, 16 where there is none. Each stands beside two floors, measured in turn with it:
-bare SQLite is the store without HTTP, in as many processes as the program has workers and with as many threads as the
-load has connections; http.server is Python's own, in as many processes, answering a constant of the same size. Then the
-growth: the same loads on an empty table and on a large one, memory, and the time of a start.
+The loads: `post` books new slots, `get` lists a tenant with 20 bookings; `slowdisk` is `post` where every sync of a file
+takes 4 ms longer, as on a cloud volume; `cluster` is `post` on three rqlite nodes on this machine, left out where there is
+no rqlited. A number behind a name is the number of connections, 16 where there is none. Each stands beside two floors,
+measured in turn with it: the bare store is that without HTTP of ours, for a file in as many processes as the program has
+workers and with as many threads as the load has connections, for a cluster the program's own INSERT sent straight to the
+leader over as many connections; http.server is Python's own, in as many processes, answering a constant of the same size.
+Then the growth: `post` and `get` on an empty table and on a large one, memory, and the time of a start.
 
 The disk is made slow by a library loaded before the C library, where there is a C compiler on Linux. Elsewhere os.fsync
 and os.fdatasync are wrapped, which slows what the program syncs, but not what SQLite itself does in a checkpoint.
@@ -18,9 +19,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
+import json
 import multiprocessing
 import os
 import platform
+import re
 import selectors
 import shutil
 import signal
@@ -39,8 +42,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bookings.prove import Server
+from bookings.rqlite import _EXECUTE, _of_json, create_on_cluster
 from bookings.server import listen
-from bookings.store import Outcome, SQLiteStore, create_database
+from bookings.store import INSERT, Outcome, SQLiteStore, create_database
 from bookings.workers import default_count
 
 # For one answer, and for a process to be up: far longer than either takes, and a bound all the same.
@@ -87,29 +91,36 @@ def new_booking(number: int) -> tuple[str, str, str]:
     return f"tenant-{number % TENANTS}", start, f"{number * 2654435761 & 4294967295:08x}-new"
 
 
-def post(number: int) -> bytes:
-    tenant, start, key = new_booking(number)
-    body = f'{{"tenant_id":"{tenant}","start_time_utc":"{start}","idempotency_key":"{key}"}}'
-    head = "POST /bookings HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+def framed(target: str, body: str) -> bytes:
+    head = f"POST {target} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     return f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode()
 
 
-class Kind(NamedTuple):
-    """What a client sends, the status that it must get, and the same work without HTTP, which says if it was done."""
-
-    request: Callable[[int], bytes]
-    status: bytes
-    work: Callable[[SQLiteStore, int], bool]
+def post(number: int) -> bytes:
+    tenant, start, key = new_booking(number)
+    body = f'{{"tenant_id":"{tenant}","start_time_utc":"{start}","idempotency_key":"{key}"}}'
+    return framed("/bookings", body)
 
 
-PAGE = ("small-0", "", "", "", 1000)
+def insert(number: int) -> bytes:
+    """The same booking as the store on a cluster sends it to the leader."""
+    values = json.dumps([*new_booking(number), "2026-11-22T16:00:00Z"])
+    return framed(_EXECUTE, json.dumps([[_of_json(INSERT), values]]))
+
+
 LIST = b"GET /bookings?tenant_id=small-0 HTTP/1.1\r\nHost: localhost\r\n\r\n"
-KINDS = {
-    "post": Kind(post, b"201", lambda store, number: store.book(*new_booking(number))[0] is Outcome.CREATED),
-    "get": Kind(lambda number: LIST, b"200", lambda store, _: '"id":20' in store.bookings_of(*PAGE).array),
+# What a client sends, and what must be in the answer.
+KINDS: dict[str, tuple[Callable[[int], bytes], bytes]] = {
+    "post": (post, b"HTTP/1.1 201 "),
+    "get": (lambda number: LIST, b"HTTP/1.1 200 "),
+    "insert": (insert, b'"rows_affected":1'),
 }
-# For each load its kind, and whether the disk is slow.
-LOADS = {"post": ("post", False), "get": ("get", False), "slowdisk": ("post", True)}
+PAGE = ("small-0", "", "", "", 1000)
+# The same without HTTP, which says if it was done.
+WORK: dict[str, Callable[[SQLiteStore, int], bool]] = {
+    "post": lambda store, number: store.book(*new_booking(number))[0] is Outcome.CREATED,
+    "get": lambda store, _: '"id":20' in store.bookings_of(*PAGE).array,
+}
 
 
 def make_store(database: str) -> SQLiteStore:
@@ -147,7 +158,7 @@ def drive(
     port: int, kind: str, connections: int, seconds: float, numbers: Iterator[int], at_least: int = 0
 ) -> Measured:
     """Keep every connection busy with one request after the other for so long, and for at least so many answers."""
-    request, status, _ = KINDS[kind]
+    request, right = KINDS[kind]
     latencies: list[float] = []
     bad, size, waiting = 0, 0, connections
     with contextlib.ExitStack() as stack:
@@ -182,7 +193,7 @@ def drive(
                     continue
                 now, size = time.perf_counter(), len(answer)
                 latencies.append(now - sent[client])
-                bad += answer[9:12] != status
+                bad += right not in answer
                 if now - began < seconds or len(latencies) < at_least:
                     received[client], sent[client] = b"", now
                     with contextlib.suppress(OSError):  # of which the next recv tells
@@ -234,7 +245,7 @@ def bare_sqlite(database: str, kind: str, connections: int, seconds: float, work
 
 def work_on_store(database: str, kind: str, seconds: float, connections: int, share: range) -> float:
     """What one of its processes does: a thread for each connection that is its share."""
-    work, began = KINDS[kind].work, time.perf_counter()
+    work, began = WORK[kind], time.perf_counter()
 
     def loop(first: int) -> int:
         for done, number in enumerate(itertools.count(first, connections)):
@@ -246,6 +257,16 @@ def work_on_store(database: str, kind: str, seconds: float, connections: int, sh
 
     with contextlib.closing(make_store(database)) as store, ThreadPoolExecutor(len(share)) as pool:
         return sum(pool.map(loop, share)) / (time.perf_counter() - began)
+
+
+def bare_cluster(database: str, kind: str, connections: int, seconds: float, workers: int) -> float:
+    """How often a second the cluster takes the INSERT when nobody stands between. Its first node leads."""
+    create_on_cluster(database)
+    port = int(re.split("[:,]", database)[2])
+    found = drive(port, "insert", connections, seconds, itertools.count())
+    if found.bad:
+        raise RuntimeError("the cluster did not do its work")
+    return found.rate
 
 
 class Constant(BaseHTTPRequestHandler):
@@ -275,7 +296,7 @@ def serve_constant(ready: threading.Barrier, listener: socket.socket, answer: by
 
 def bare_http(kind: str, connections: int, seconds: float, workers: int, size: int) -> Measured:
     """The same requests to a http.server that always answers the same, so many bytes."""
-    head = b"HTTP/1.1 %s OK\r\nContent-Length: " % KINDS[kind].status
+    head = KINDS[kind][1] + b"OK\r\nContent-Length: "
     length = size - len(head) - len(b"100\r\n\r\n")
     length -= len(str(length)) - 3
     answer, ready = b"%s%d\r\n\r\n%s" % (head, length, b"x" * length), SPAWN.Barrier(workers + 1)
@@ -287,6 +308,51 @@ def bare_http(kind: str, connections: int, seconds: float, workers: int, size: i
             stack.callback(process.terminate)
         ready.wait(SOON)
         return drive(listener.getsockname()[1], kind, connections, seconds, itertools.count())
+
+
+@contextlib.contextmanager
+def fresh(folder: str, rows: int = 0) -> Iterator[str]:
+    """A database of one measurement's own."""
+    with tempfile.TemporaryDirectory(dir=folder) as own:
+        database = os.path.join(own, "bookings.db")
+        make_database(database, rows)
+        yield database
+
+
+@contextlib.contextmanager
+def fresh_cluster(folder: str) -> Iterator[str]:
+    """The same on three nodes."""
+    from tests.cluster import cluster, url  # not above: it needs pytest, and all else here only Python
+
+    with tempfile.TemporaryDirectory(dir=folder) as own, cluster(Path(own), 3) as nodes:
+        yield url(*nodes)
+
+
+def has_nodes() -> bool:
+    """Whether a cluster can be started here; if not, a line says what is missing."""
+    try:
+        import pytest
+
+        from tests.cluster import rqlited
+    except ImportError as error:
+        print(f"Left out, the load on a cluster: {error}\n")
+        return False
+    try:
+        return bool(rqlited())
+    except pytest.skip.Exception as error:
+        print(f"Left out, the load on a cluster: {error}\n")
+        return False
+
+
+# For each load its kind, whether the disk is slow, a database of one measurement's own, and its floor without HTTP of ours.
+LOADS: dict[
+    str, tuple[str, bool, Callable[[str], contextlib.AbstractContextManager[str]], Callable[..., float]]
+] = {
+    "post": ("post", False, fresh, bare_sqlite),
+    "get": ("get", False, fresh, bare_sqlite),
+    "slowdisk": ("post", True, fresh, bare_sqlite),
+    "cluster": ("post", False, fresh_cluster, bare_cluster),
+}
 
 
 def slow_disk(folder: str) -> tuple[dict[str, str], str]:
@@ -364,23 +430,26 @@ def measure_loads(settings: argparse.Namespace, folder: str, tell: Callable[[str
     """Print the table of the loads; how many answers were bad."""
     workers = int(os.environ.get("WORKERS") or default_count())  # as run.py has it
     slow, how = slow_disk(folder) if "slowdisk" in settings.loads else ({}, "")
-    cells = list(itertools.product(settings.loads, settings.connections))
+    loads = [load for load in settings.loads if load != "cluster" or has_nodes()]
+    if not loads:
+        return 0
+    cells = list(itertools.product(loads, settings.connections))
     found: dict[tuple[str, int], list[tuple[Measured, float, Measured]]] = {cell: [] for cell in cells}
     for turn, (load, connections) in itertools.product(range(settings.rounds), cells):
-        kind, is_slow = LOADS[load]
+        kind, is_slow, new, bare_store = LOADS[load]
         step = f"round {turn + 1} of {settings.rounds}, {name(load, connections)}"
         with environment(slow if is_slow else {}):
             tell(f"{step}: the program")
-            with fresh(folder, 0) as database, serving(database) as port:
+            with new(folder) as database, serving(database) as port:
                 program = drive(port, kind, connections, settings.seconds, itertools.count())
-            tell(f"{step}: bare SQLite")
-            with fresh(folder, 0) as database:
-                store = bare_sqlite(database, kind, connections, settings.seconds, workers)
+            tell(f"{step}: the bare store")
+            with new(folder) as database:
+                store = bare_store(database, kind, connections, settings.seconds, workers)
         tell(f"{step}: http.server")
         http = bare_http(kind, connections, settings.seconds, workers, program.size)
         found[load, connections].append((program, store, http))
     head = ("load", "connections", "requests/s", "p50 ms", "p99 ms", "bad")
-    table: list[Row] = [(*head, "bare SQLite/s", "ratio", "http.server/s", "ratio")]
+    table: list[Row] = [(*head, "bare store/s", "ratio", "http.server/s", "ratio")]
     for (load, connections), rounds in found.items():
         programs, stores, https = zip(*rounds)
         rate, p50, p99, *_ = map(statistics.median, zip(*programs))
@@ -401,20 +470,20 @@ def measure_loads(settings: argparse.Namespace, folder: str, tell: Callable[[str
 
 def measure_growth(settings: argparse.Namespace, folder: str, tell: Callable[[str], None]) -> int:
     """Print what a large table costs, and what memory and a start do; how many answers were bad."""
-    empties: dict[str, list[Measured]] = {kind: [] for kind in KINDS}
-    larges: dict[str, list[Measured]] = {kind: [] for kind in KINDS}
+    empties: dict[str, list[Measured]] = {kind: [] for kind in WORK}
+    larges: dict[str, list[Measured]] = {kind: [] for kind in WORK}
     numbers, answers, starts = itertools.count(), 0, []
     tell(f"filling a table with {settings.rows:,} rows")
     with fresh(folder, settings.rows) as large, serving(large) as port:
-        bad = sum(drive(port, kind, 1, 0.0, numbers).bad for kind in KINDS)
+        bad = sum(drive(port, kind, 1, 0.0, numbers).bad for kind in WORK)
         before = resident(large)
-        for turn, kind in itertools.product(range(settings.rounds), KINDS):
+        for turn, kind in itertools.product(range(settings.rounds), WORK):
             tell(f"round {turn + 1} of {settings.rounds}, {kind}: an empty table and a large one")
-            with fresh(folder, 0) as database, serving(database) as other:
+            with fresh(folder) as database, serving(database) as other:
                 empties[kind].append(drive(other, kind, 16, settings.seconds, itertools.count()))
             larges[kind].append(drive(port, kind, 16, settings.seconds, numbers))
         answers = sum(each.answers for each in itertools.chain(*larges.values()))
-        for kind in itertools.cycle(KINDS):
+        for kind in itertools.cycle(WORK):
             if answers >= settings.requests:
                 break
             tell(f"{answers:,} of {settings.requests:,} requests")
@@ -442,15 +511,6 @@ def measure_growth(settings: argparse.Namespace, folder: str, tell: Callable[[st
 
 def name(load: str, connections: int) -> str:
     return load if connections == 16 else f"{load}{connections}"
-
-
-@contextlib.contextmanager
-def fresh(folder: str, rows: int) -> Iterator[str]:
-    """A database of one measurement's own."""
-    with tempfile.TemporaryDirectory(dir=folder) as own:
-        database = os.path.join(own, "bookings.db")
-        make_database(database, rows)
-        yield database
 
 
 def print_table(table: Sequence[Row]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -13,7 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from bookings.rqlite import RqliteStore
+from bookings.store import Outcome
 from tests import bench
+from tests.cluster import HOW_TO_GET_IT, ROWS, Link, cluster, url
 from tests.conftest import ROOT, copy_project
 
 TINY = ("--seconds=0.1", "--rounds=1", "--rows=1000")
@@ -66,14 +70,16 @@ def _assert_loads(printed: str, names: list[str]) -> dict[str, list[float]]:
 def test_every_load_beside_its_floors(tmp_path: Path) -> None:
     ended = _bench(ROOT, tmp_path, "--connections=1", "--requests=2000")
     assert ended.returncode == 0, ended.stderr
-    table = _assert_loads(ended.stdout, ["post1", "get1", "slowdisk1"])
-    assert [row[4] for row in table.values()] == [0, 0, 0]
+    nodes = bench.has_nodes()
+    table = _assert_loads(ended.stdout, ["post1", "get1", "slowdisk1", *["cluster1"] * nodes])
+    assert not any(row[4] for row in table.values())
+    assert (HOW_TO_GET_IT in ended.stdout) != nodes
     assert "4 ms more in every fsync" in ended.stdout
     answers, memory = re.findall(r"over ([0-9,]+) requests.* its workers: (.*)", ended.stdout)[0]
     assert int(answers.replace(",", "")) >= 2000
     assert all(float(each) > 5 for each in re.split(" to |, ", memory))
     # Progress stays out of what is printed, and nothing is left behind.
-    assert "round 1 of 1, post1: bare SQLite" in ended.stderr and "round 1 of" not in ended.stdout
+    assert "round 1 of 1, post1: the bare store" in ended.stderr and "round 1 of" not in ended.stdout
     assert list(tmp_path.iterdir()) == []
 
 
@@ -123,6 +129,25 @@ def test_the_bare_loop_does_its_work_or_fails(tmp_path: Path) -> None:
         bench.work_on_store(database, "get", 20.0, 1, range(1))
 
 
+def test_the_bare_cluster_does_its_work_or_fails(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        (node,) = stack.enter_context(cluster(tmp_path))
+        assert bench.bare_cluster(url(node), "post", 2, 0.1, 1) > 0
+        rows = node.query(ROWS)
+        assert len(rows) >= 2
+        assert sorted(rows) == sorted(map(bench.new_booking, range(len(rows))))
+        with pytest.raises(RuntimeError):  # the slots are taken
+            bench.bare_cluster(url(node), "post", 2, 0.1, 1)
+        # It is asked for the very thing that the program asks for.
+        link = stack.enter_context(contextlib.closing(Link(node, lambda _: False)))
+        store = stack.enter_context(contextlib.closing(RqliteStore(f"http://{link.address}")))
+        assert store.book(*bench.new_booking(1_000_000))[0] is Outcome.CREATED
+        head, _, body = bench.insert(1_000_000).decode().partition("\r\n\r\n")
+        ((bare, bare_values),), (((statement, values),),) = json.loads(body), link.bodies
+        assert (head.split()[1], bare, len(json.loads(bare_values))) == (link.targets[0], statement, 4)
+        assert json.loads(bare_values)[:3] == json.loads(values)[:3]
+
+
 def test_a_wrong_answer_is_counted_with_nothing_but_python(tmp_path: Path) -> None:
     code, home = copy_project(tmp_path / "code"), tmp_path / "home"
     home.mkdir()
@@ -133,12 +158,13 @@ def test_a_wrong_answer_is_counted_with_nothing_but_python(tmp_path: Path) -> No
     text = api.read_text(encoding="utf-8")
     assert text.count("return _json(201,") == 1
     api.write_text(text.replace("return _json(201,", "return _json(202,"), encoding="utf-8")
-    ended = _bench(code, home, "--loads=slowdisk", "--connections", "1", "16", PATH=str(home))
+    ended = _bench(code, home, "--loads", "slowdisk", "cluster", "--connections", "1", "16", PATH=str(home))
     assert ended.returncode == 1, ended.stderr
     table = _assert_loads(ended.stdout, ["slowdisk1", "slowdisk"])
     bad = [row[4] for row in table.values()]
     assert all(bad)
     assert int(ended.stdout.rpartition(" ")[2]) > sum(bad)  # those of the growth too
     assert "4 ms more in os.fsync" in ended.stdout
+    assert ended.stdout.count("Left out, the load on a cluster: No module named 'tests.cluster'\n") == 1
     assert ended.stdout.count("its workers: unknown\n") == 1
     assert list(home.iterdir()) == []
