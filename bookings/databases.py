@@ -15,8 +15,8 @@ class Kind(NamedTuple):
 
     create: Callable[[str], None]
     # Which one it is now, so that another one in its place can be told from it.
-    which: Callable[[str], os.stat_result | None]
-    open: Callable[[str, os.stat_result | None], store.Store]
+    which: Callable[[str], store.Files | None]
+    open: Callable[[str, store.Files | None], store.Store]
     reading: Callable[[str], AbstractContextManager[store.Reader | rqlite.ClusterReader]]
     insert_by_hand: Callable[[str, str, str, str], str]
     # To be shown: a whole path, and no password.
@@ -25,7 +25,7 @@ class Kind(NamedTuple):
 
 _FILE = Kind(
     store.create_database,
-    os.stat,
+    store.files_of,
     store.SQLiteStore,
     store.reading,
     store.insert_by_hand,

@@ -83,6 +83,14 @@ _BACKUP = "/db/backup?vacuum&redirect"
 _NAME = re.compile(r"(https?)://(?:([^:/@]*):([^/@]*)@)?([^/@?#]+)/?", re.IGNORECASE)
 _NODE = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?")
 
+# What reading an answer raises that is none of rqlite's.
+_NONSENSE = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
+# How SQLite and rqlite begin to tell of a fault of the node, and not of the statement.
+_FAULTS = (
+    *("disk I/O error", "attempt to write a readonly database", "database disk image is malformed"),
+    *("context deadline exceeded", "file is not a database", "unable to open database file"),
+)
+
 Value = TypeVar("Value")
 
 
@@ -158,7 +166,8 @@ class Cluster:
         result = self._send("POST", target, body, deadline, NODE_SECONDS, _result)
         if "error" in result:
             refused = Refused(result["error"])
-            if result["error"] in TROUBLES:  # the leader's alone: the others may have carried it out
+            # The leader's alone: the others may have carried it out.
+            if result["error"] in TROUBLES or result["error"].startswith(_FAULTS):
                 raise Unavailable(Trouble.UNREACHABLE) from refused
             raise refused
         return result
@@ -175,10 +184,11 @@ class Cluster:
         """What `read` makes of the leader's response. All that fails is tried again until the deadline."""
         while True:
             node = self._leader
-            connection = self._connection(
-                node, min(patience, max(deadline - time.monotonic(), LEAST_SECONDS))
-            )
+            connection = None
             try:
+                connection = self._connection(
+                    node, min(patience, max(deadline - time.monotonic(), LEAST_SECONDS))
+                )
                 connection.request(method, target, body, self._headers)
                 response = connection.getresponse()
                 if response.status == http.client.OK:
@@ -187,9 +197,10 @@ class Cluster:
                     return value
                 said = f"{response.status} {response.read(200).decode('utf-8', 'replace').strip()}"
                 leader = urlsplit(response.headers.get("Location", "")).netloc
-            except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError) as error:
+            except (OSError, http.client.HTTPException, *_NONSENSE) as error:
                 said, leader = str(error) or type(error).__name__, ""
-            connection.close()
+            if connection:
+                connection.close()
             # Another thread may have found the leader meanwhile.
             if self._leader == node:
                 self._leader = leader or self._next(node)
@@ -220,6 +231,8 @@ def _result(response: http.client.HTTPResponse) -> dict[str, Any]:
     if "error" in answer:
         raise ValueError(answer["error"])
     result: dict[str, Any] = answer["results"][0]
+    if not isinstance(result, dict) or not isinstance(result.get("error", ""), str):
+        raise TypeError("no result")
     return result
 
 

@@ -31,8 +31,11 @@ BUSY_SECONDS = 5.0
 # for longer stands in no line, and is waited for outside of it, where each request gives up at a time of its own. In
 # line, the last would give up after all those before it: of 200 within four bounds, one did after 2.3.
 IN_LINE_SECONDS = 0.05
+# How long a connection that closes for good waits for others that do: each takes the milliseconds of a checkpoint.
+CLOSE_SECONDS = 1.0
 # A checkpoint syncs three times while all others wait in line; SQLite's 1000 pages were 300 bookings. With a disk of 4 ms
-# and 16 clients, 1.14 times the bookings of that, and p99 27 ms for 31. The log grows to 16 MB, for which SQLite's index
+# and 16 clients, 1.14 times the bookings of that, and p99 27 ms for 31. Where no reader keeps it from
+# being begun anew, the log grows to 16 MB, for which SQLite's index
 # of it still has one table (4062 pages).
 CHECKPOINT_PAGES = 4000
 
@@ -56,6 +59,9 @@ LOST = "UNIQUE constraint failed"
 
 # Tenant, start time, key and time of creation of what is to be inserted.
 Row = tuple[str, str, str, str]
+
+# By path, the device and the inode of a file: which one it is, whatever it is called.
+Files = dict[str, tuple[int, int]]
 
 _HERE = Path(__file__).resolve().parent.parent
 
@@ -157,18 +163,26 @@ class SQLiteStore:
     any process.
     """
 
-    def __init__(self, path: str, same_as: os.stat_result | None = None) -> None:
+    def __init__(self, path: str, same_as: Files | None = None) -> None:
         self.path = os.path.abspath(path)
         self._wal = self.path + "-wal"
+        # The log and the index of it, in which SQLite has its locks: whoever opens the database makes a new one of either,
+        # and those with the old one and those with the new one would write over each other.
+        self._logs = (self._wal, self.path + "-shm")
         self._uri = _uri(self.path, "mode=rw")
         with _opening(self.path):
             # Never used by a request: while one connection is open, closing the others does not checkpoint and delete
             # the WAL, which at low load was most of the cost of an insert (1187 us against 417).
             self._kept_open = _connect(self._uri)
-            if same_as and not os.path.samestat(os.stat(self.path), same_as):
-                raise CannotOpen(f"{self.path} is not the file of the start")
-            _check_table(self._kept_open, self.path)
-            self._files = {name: _file(name) for name in (self.path, self._wal)}
+            self._files = same_as or {self.path: _file(self.path)}
+            try:
+                self._check(self.path)
+                _check_table(self._kept_open, self.path)
+                self._files = {**files_of(self.path), **self._files}
+                self._check(*self._logs)
+            except OSError as error:
+                self._kept_open.close()
+                raise CannotOpen(str(error)) from error
         if os.name != "nt":  # where a folder cannot be opened
             # The WAL may be new, and no booking in it is on the disk before its name in the folder is.
             try:
@@ -179,17 +193,16 @@ class SQLiteStore:
                 raise CannotOpen(f"{self.path}: its folder cannot be synced: {error.strerror}") from error
 
     def close(self) -> None:
-        try:
-            self._check(self.path)
-            self._check(self._wal)
-            # One after the other: the last one folds the log into the database, and of two that close at one moment,
-            # none is the last. Of 30 stops of two workers, 14 left a log.
-            with _descriptor(self._wal, os.O_RDWR) as wal, _turn(wal):
-                self._kept_open.close()
-        except OSError:
-            # SQLite leaves the log as it is when its database has moved. The bookings in it belong in there, and
-            # a database that is now in its place would take them for its own pages.
-            with closing(self._kept_open), suppress(sqlite3.Error):
+        with closing(self._kept_open), suppress(sqlite3.Error):
+            try:
+                self._check(self.path, self._wal)
+                # One after the other: the last one folds the log into the database, and of two that close at one moment,
+                # none is the last. Of 30 stops of two workers, 14 left a log.
+                with _descriptor(self._wal, os.O_RDWR) as wal, _turn(wal, CLOSE_SECONDS):
+                    self._kept_open.close()
+            except OSError:
+                # SQLite leaves the log as it is when its database has moved. The bookings in it belong in there, and
+                # a database that is now in its place would take them for its own pages.
                 self._kept_open.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
 
     def book(
@@ -207,7 +220,7 @@ class SQLiteStore:
                     f"PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}; "
                     + _waiting(IN_LINE_SECONDS)
                 )
-                self._check(self._wal)
+                self._check(*self._logs)
                 try:
                     with _turn(wal):
                         if time.monotonic() - began > IN_LINE_SECONDS:
@@ -222,8 +235,7 @@ class SQLiteStore:
             # yet. Here nobody waits for the disk but this request, and those that sync at the same time share the wait.
             _sync(wal)
             # Nobody would find a booking in a file that was moved away meanwhile.
-            self._check(self.path)
-            self._check(self._wal)
+            self._check(self.path, *self._logs)
         return decided
 
     def bookings_of(self, tenant_id: str, at_least: str, before: str, after: str, limit: int) -> Page:
@@ -254,20 +266,26 @@ class SQLiteStore:
             try:
                 yield db
             finally:  # also where it failed, of which this may be the cause
-                self._check(self._wal)
+                self._check(*self._logs)
 
-    def _check(self, path: str) -> None:
+    def _check(self, *paths: str) -> None:
         """Refuse another file than that of the start.
 
         The database once `_connect` has opened it, and before the first statement, at which SQLite would take the log of the
         old one for its own, and spoil both. The log once a statement has opened it, and before anything is written.
         """
-        if _file(path) != self._files[path]:
-            raise OSError(f"{path} is not the file of the start; restart to use it")
+        for path in paths:
+            if _file(path) != self._files[path]:
+                raise OSError(f"{path} is not the file of the start; restart to use it")
+
+
+def files_of(path: str) -> Files:
+    """Which files the database, its log and the log's index are now; those that are there."""
+    path = os.path.abspath(path)
+    return {name: _file(name) for name in (path, f"{path}-wal", f"{path}-shm") if os.path.exists(name)}
 
 
 def _file(path: str) -> tuple[int, int]:
-    """Which file is there, whatever it is called."""
     found = os.stat(path)
     return found.st_dev, found.st_ino
 
@@ -314,14 +332,21 @@ def _descriptor(path: str, flags: int) -> Iterator[int]:
 
 
 @contextmanager
-def _turn(descriptor: int) -> Iterator[None]:
-    """Wait in line for the write lock, and let the next one in when done.
+def _turn(descriptor: int, seconds: float = 0.0) -> Iterator[None]:
+    """Wait in line for the write lock, and let the next one in when done; after `seconds`, if any are given, go on without it.
 
     SQLite's own waiting sleeps and polls: under 16 writers its p99 was 569 ms, in this line 12 ms. It makes waiting fair
     and decides nothing. SQLite never takes this kind of lock on the WAL.
     """
-    if fcntl:
+    if fcntl and not seconds:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
+    elif fcntl:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            with suppress(BlockingIOError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            time.sleep(0.01)
     try:
         yield
     finally:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import select
 import signal
 import socket
 import sys
@@ -19,7 +20,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 
 from bookings.databases import kind_of
-from bookings.server import BookingServer
+from bookings.server import DRAIN_SECONDS, BookingServer
 from bookings.store import CannotOpen, Store
 
 # A worker that dies sooner has not died of a request but of what every worker meets.
@@ -28,6 +29,9 @@ AT_ONCE_SECONDS = 1.0
 DEATHS_AT_ONCE = 5
 # How long it may take until a worker that nobody connects to sees that it shall stop; a look costs some 20 us.
 LOOK_SECONDS = 0.05
+# A worker that has not ended so long after a stop is stuck, or stands still. More than it takes to drain, and less than
+# the 10 s after which those who stop servers kill them all.
+STOP_SECONDS = DRAIN_SECONDS + 1.0
 # The last signal is Ctrl+Break, on Windows alone.
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)]
 
@@ -101,7 +105,7 @@ class _Parent:
         # A worker that starts later must not serve another file, beside the log that the others still have.
         self._which = kind_of(database).which(database)
         self._started: dict[int, float] = {}
-        self._stopping = False
+        self._stopping, self._stopped = False, 0.0
         self._pipe = os.pipe()
 
     def run(self, count: int, up: Callable[[], None]) -> int:
@@ -119,14 +123,21 @@ class _Parent:
         os.close(starting)
         os.read(all_up, 1)
         os.close(all_up)
+        # By now it has a log, too.
+        self._which = kind_of(self._database).which(self._database)
         if not self._stopping:
             up()
         failed, at_once = False, 0
         while self._started:
             worker, waited = os.waitpid(-1, os.WNOHANG)
             if not worker:
-                os.read(awake, 1)
+                if select.select([awake], [], [], self._patience())[0]:
+                    os.read(awake, 1)
+                else:  # one that hangs must not keep the others' end from being told
+                    self._kill()
                 continue
+            if worker not in self._started:
+                continue  # as process 1 of a container, one inherits what others have left
             status = os.waitstatus_to_exitcode(waited)
             lived = time.monotonic() - self._started.pop(worker)
             failed = failed or (self._stopping and status != 0)
@@ -170,20 +181,29 @@ class _Parent:
         except Exception:
             _logger.exception("worker %d failed", os.getpid())
         finally:
-            sys.stderr.flush()
+            if sys.stderr:
+                sys.stderr.flush()
             os._exit(status)
 
     def _on_signal(self, number: int, frame: object) -> None:
         if self._stopping:
-            for worker in self._started:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(worker, signal.SIGKILL)
+            self._kill()
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self._stop()
 
+    def _kill(self) -> None:
+        for worker in self._started:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGKILL)
+
+    def _patience(self) -> float | None:
+        """For how long a stop may go on yet; None where there is none."""
+        return max(0.0, self._stopped + STOP_SECONDS - time.monotonic()) if self._stopping else None
+
     def _stop(self) -> None:
         if not self._stopping:
             self._stopping = True
+            self._stopped = time.monotonic()
             self._listener.close()
             os.close(self._pipe[1])
