@@ -566,6 +566,28 @@ def test_a_log_that_is_removed(tmp_path: Path, ends: list[str]) -> None:
         assert "Traceback" not in server.log.read_text()
 
 
+@movable
+@forks
+def test_an_index_that_is_removed(tmp_path: Path) -> None:
+    """SQLite's locks are in it: a worker that began with a new one would write over what the others write."""
+    with _serving(tmp_path, "--workers=2") as server:
+        booked = [server.book(start=_slot(number), key=f"k{number}") for number in range(9)]
+        assert [answer.status for answer in booked] == [201] * 9
+        os.unlink(f"{server.database}-shm")
+        assert_problem(server.book(start=_slot(9), key="k9"), 503, "database-unavailable")
+        assert_problem(server.call("GET", "/ready"), 503, "database-unavailable")
+        os.kill(min(_workers(server)), KILL)
+        # No other can be started in its place, and the parent gives up.
+        assert server.process.wait(SOON) == 1
+        assert "bookings.db-shm is not the file of the start" in server.log.read_text()
+    with _serving(tmp_path) as server:
+        again = [server.book(start=_slot(number), key=f"k{number}") for number in range(10)]
+        assert [answer.status for answer in again] == [200] * 9 + [201]
+        assert [answer.body for answer in again[:9]] == [answer.body for answer in booked]
+        with contextlib.closing(sqlite3.connect(server.database)) as db:
+            assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
 # Once the file `now` is there, the log goes between the first look at the files and the first statement.
 _REMOVED_IN_BETWEEN = """
 import os

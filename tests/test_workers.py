@@ -516,3 +516,42 @@ def test_threads_race_through_workers(tmp_path: Path, patch: str) -> None:
         assert_problem(other, 422, "key-reused", "idempotency_key")
         assert len(server.rows()) == len(days)
         assert server.log.read_text() == ""
+
+
+# --- What is not of their making
+
+
+@forks
+def test_a_child_that_the_parent_did_not_start_is_buried_and_no_more(tmp_path: Path) -> None:
+    """As process 1 of a container, it inherits those that others leave."""
+    child = "import subprocess\nchild = subprocess.Popen([sys.executable, '-c', ''])"
+    with _serving(tmp_path, "--workers=2", patch=child) as server:
+        until(lambda: len(_workers(server)) == 2)
+        assert server.book().status == 201
+        assert server.process.poll() is None
+        assert server.stop() == 0
+        assert server.log.read_text() == ""
+        assert len(server.rows()) == 1
+
+
+@forks
+def test_a_worker_that_stands_still_holds_a_stop_no_longer_than_its_bound(tmp_path: Path) -> None:
+    bound = "from bookings import workers\nworkers.STOP_SECONDS = 0.5"
+    with _serving(tmp_path, "--workers=2", patch=bound) as server:
+        assert server.book().status == 201
+        workers = _workers(server)
+        stopped = min(workers)
+        os.kill(stopped, signal.SIGSTOP)
+        until(lambda: _processes()[stopped][1].startswith("T"))
+        server.process.send_signal(signal.SIGTERM)
+        assert _ends(server, AT_ONCE) == 1
+        until(lambda: not _alive(workers))
+        assert len(server.rows()) == 1
+
+
+@forks
+def test_a_stop_without_a_standard_error(tmp_path: Path) -> None:
+    with _serving(tmp_path, "--workers=2", patch="import os\nos.close(2)\nsys.stderr = None") as server:
+        assert server.book().status == 201
+        assert server.stop() == 0
+        assert len(server.rows()) == 1
