@@ -143,10 +143,17 @@ def url(*nodes: Node) -> str:
 class ClusterServer(Server):
     """A server whose bookings are on these nodes."""
 
-    def __init__(self, base: Path, *nodes: Node, database: str = "", **environment: str) -> None:
+    def __init__(
+        self,
+        base: Path,
+        *nodes: Node,
+        database: str = "",
+        program: Path = ROOT / "run.py",
+        **environment: str,
+    ) -> None:
         self.nodes = nodes
         flags = ("--workers=1", "--database", database or url(*nodes))
-        super().__init__(base, *flags, program=ROOT / "run.py", **environment)
+        super().__init__(base, *flags, program=program, **environment)
 
     def rows(self) -> list[tuple[Any, ...]]:
         return self.nodes[0].query(ROWS)

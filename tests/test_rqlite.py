@@ -21,10 +21,10 @@ from pathlib import Path
 
 import pytest
 
-from bookings.rqlite import LEAST_SECONDS, WAIT_SECONDS
+from bookings.rqlite import LEAST_SECONDS
 from tests import test_contract, test_lists, test_races, test_tenants
 from tests.cluster import ClusterServer, Link, Node, cluster, free_ports, url
-from tests.conftest import CANONICAL, ROOT, SOON, assert_problem, at_once
+from tests.conftest import CANONICAL, ROOT, SOON, assert_problem, at_once, patched
 
 # Every test that asks a server for nothing but HTTP and its rows. First those on a table that they fill together.
 SAME_FOR_BOTH_STORES: list[Callable[..., None]] = [
@@ -57,6 +57,8 @@ SAME_FOR_BOTH_STORES: list[Callable[..., None]] = [
 ]
 hours = test_lists.hours
 globals().update({test.__name__: test for test in SAME_FOR_BOTH_STORES})
+
+WAIT_SECONDS = 2.5
 
 SLOT = ("acme", "2026-01-01T10:00:00Z", "k1")
 
@@ -181,7 +183,10 @@ def _behind_a_link(
     with contextlib.ExitStack() as stack:
         link = stack.enter_context(contextlib.closing(Link(node, loses)))
         database = f"http://{link.address}"
-        yield stack.enter_context(contextlib.closing(ClusterServer(base, node, database=database))), link
+        # Short, for those who wait for the end of it.
+        program = patched(base, f"from bookings import rqlite\nrqlite.WAIT_SECONDS = {WAIT_SECONDS}")
+        behind = ClusterServer(base, node, database=database, program=program)
+        yield stack.enter_context(contextlib.closing(behind)), link
 
 
 class Losses:
