@@ -165,10 +165,10 @@ class SQLiteStore:
 
     def __init__(self, path: str, same_as: Files | None = None) -> None:
         self.path = os.path.abspath(path)
-        self._wal = self.path + "-wal"
         # The log and the index of it, in which SQLite has its locks: whoever opens the database makes a new one of either,
         # and those with the old one and those with the new one would write over each other.
-        self._logs = (self._wal, self.path + "-shm")
+        self._logs = _logs_of(self.path)
+        self._wal = self._logs[0]
         self._uri = _uri(self.path, "mode=rw")
         with _opening(self.path):
             # Never used by a request: while one connection is open, closing the others does not checkpoint and delete
@@ -186,7 +186,7 @@ class SQLiteStore:
         if os.name != "nt":  # where a folder cannot be opened
             # The WAL may be new, and no booking in it is on the disk before its name in the folder is.
             try:
-                with _descriptor(os.path.dirname(self.path), os.O_RDONLY) as folder:
+                with _descriptor(os.path.dirname(self._wal), os.O_RDONLY) as folder:
                     os.fsync(folder)
             except OSError as error:
                 self.close()
@@ -282,7 +282,13 @@ class SQLiteStore:
 def files_of(path: str) -> Files:
     """Which files the database, its log and the log's index are now; those that are there."""
     path = os.path.abspath(path)
-    return {name: _file(name) for name in (path, f"{path}-wal", f"{path}-shm") if os.path.exists(name)}
+    return {name: _file(name) for name in (path, *_logs_of(path)) if os.path.exists(name)}
+
+
+def _logs_of(path: str) -> tuple[str, str]:
+    """The log and its index. Where the path is a link, SQLite has them beside the file that it leads to."""
+    real = os.path.realpath(path)
+    return f"{real}-wal", f"{real}-shm"
 
 
 def _file(path: str) -> tuple[int, int]:
@@ -426,7 +432,8 @@ def reading(path: str) -> Iterator[Reader]:
         if not os.path.exists(path):
             raise CannotOpen(f"there is no database at {path}; python run.py makes it")
         # A reader of a WAL database keeps a file beside it. Where it cannot, and no server has one there, nobody writes.
-        alone = not os.access(os.path.dirname(path), os.W_OK) and not os.path.exists(path + "-wal")
+        wal, _ = _logs_of(path)
+        alone = not os.access(os.path.dirname(wal), os.W_OK) and not os.path.exists(wal)
         with closing(_connect(_uri(path, "mode=ro&immutable=1" if alone else "mode=ro"))) as db:
             db.execute("BEGIN")
             _check_table(db, path)

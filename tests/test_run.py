@@ -258,6 +258,32 @@ def test_the_database_may_have_any_name(tmp_path: Path, name: str, encoding: str
         assert _rows(tmp_path / name) == [SLOT]
 
 
+@windows_forbids
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_database_behind_a_link(tmp_path: Path, workers: str) -> None:
+    """SQLite keeps the log beside the file, and not beside the link."""
+    for folder in ("there", "here"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "there/other.db").touch()
+    link = tmp_path / "here/link.db"
+    link.symlink_to("../there/real.db")
+    with contextlib.closing(Server(tmp_path, f"--database={link}", f"--workers={workers}")) as server:
+        assert f"database {link}\n" in server.first_line
+        assert server.book(*SLOT).status == 201
+        assert server.book(*SLOT).status == 200
+        assert _rows(link) == _rows(tmp_path / "there/real.db") == [SLOT]
+        assert os.listdir(tmp_path / "here") == ["link.db"]
+        # Elsewhere from now on, so that the server finds another file than that of the start.
+        link.unlink()
+        link.symlink_to("../there/other.db")
+        assert server.book("acme", "2026-01-01T11:00:00Z", "k2").status == 503
+        assert server.call("GET", "/ready").status == 503
+        assert server.stop() == 0
+    assert sorted(os.listdir(tmp_path / "there")) == ["other.db", "real.db"]
+    assert (tmp_path / "there/other.db").read_bytes() == b""
+    assert _rows(tmp_path / "there/real.db") == [SLOT]
+
+
 def _with_other_prose(script: str) -> str:
     return re.sub(r"--.*", "-- don't; ask (why", script).replace(",\n", ", -- indeed\n\n\t")
 
