@@ -30,5 +30,5 @@ def python_with_pytest() -> str:
 
 
 if __name__ == "__main__":
-    command = [python_with_pytest(), "-m", "pytest", "-rs", str(HERE), *sys.argv[1:]]
+    command = [python_with_pytest(), "-m", "pytest", "-rs", *sys.argv[1:]]
     sys.exit(subprocess.run(command, cwd=HERE.parent, check=False).returncode)

@@ -74,6 +74,20 @@ def test_the_session(tmp_path: Path) -> None:
             assert normalised(output) == normalised(step.answer), step.command
 
 
+def test_further_arguments_go_to_pytest() -> None:
+    """A file that is named is run alone; where none is, all are looked through."""
+    looked_at = []
+    for arguments in (["tests/test_readme.py", "--mutate-seconds=600"], ["-k", "test_the_session"]):
+        command = [sys.executable, "-m", "tests", "--collect-only", "-q", *arguments]
+        ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=SOON, check=False)
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+        assert set(re.findall(r"^tests/(\w+)\.py::", ran.stdout, re.MULTILINE)) == {"test_readme"}
+        looked_at.append(max(map(int, re.findall(r"[0-9]+(?= tests collected)", ran.stdout))))
+    one_file, everything = looked_at
+    assert one_file < 10
+    assert everything > 1000
+
+
 def by_hand(database: Path, statement: str) -> str:
     """What a SQL client says of the statement."""
     with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as db:
