@@ -258,7 +258,7 @@ def test_the_database_may_have_any_name(tmp_path: Path, name: str, encoding: str
         assert _rows(tmp_path / name) == [SLOT]
 
 
-@windows_forbids
+@no_signals
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_database_behind_a_link(tmp_path: Path, workers: str) -> None:
     """SQLite keeps the log beside the file, and not beside the link."""
@@ -381,6 +381,26 @@ def test_a_database_that_cannot_be_one(tmp_path: Path, name: str, content: bytes
     before = _files(tmp_path)
     assert name in _fault(tmp_path, sys.executable, RUN, "--port=0", f"--database={name}")
     assert _files(tmp_path) == before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows removes no folder that somebody is in")
+@pytest.mark.parametrize("program", [[RUN, "--port=0"], ["-m", "bookings.show"]], ids=["run.py", "show"])
+def test_a_database_in_a_folder_that_was_removed(tmp_path: Path, program: list[str]) -> None:
+    removed = tmp_path / "removed"
+    removed.mkdir()
+    gone = "import os, sys; os.rmdir(os.getcwd()); os.execv(sys.argv[1], sys.argv[1:])"
+    command = [sys.executable, "-c", gone, sys.executable, *program, "--database=x.db"]
+    ended = subprocess.run(
+        command,
+        env=_environment(PYTHONPATH=str(ROOT)),
+        cwd=removed,
+        capture_output=True,
+        text=True,
+        timeout=SOON,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert re.fullmatch(r"(run\.py|bookings\.show): x\.db: [^\n]*folder[^\n]*\n", ended.stderr), ended.stderr
 
 
 # Gives up what lets root write whatever the modes say (prctl 24 drops CAP_DAC_OVERRIDE, number 1, from the
