@@ -74,6 +74,11 @@ DESCRIPTORS_PER_CONNECTION = 4
 # Standard streams, the socket that listens, the workers' pipes, the store's own connection; twice what these were.
 OTHER_DESCRIPTORS = 32
 BACKLOG = 1024
+# What a line of the log shows of them, so that it stays under the 4096 bytes (PIPE_BUF on Linux) that a pipe takes in one
+# piece: of a longer line, another worker's could tear off the rest, and that would begin a line in a client's words. No
+# method is as long, and no target of a list, unless it has been made so.
+MAX_LOGGED_METHOD = 50
+MAX_LOGGED_TARGET = 3500
 
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _REQUEST_LINE = re.compile(rf"({_TOKEN}) ([!-~]+) HTTP/([0-9])\.([0-9])")
@@ -279,10 +284,12 @@ class _Connection(socketserver.BaseRequestHandler):
         now = time.time()
         line = (
             f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now))}.{int(now * 1000) % 1000:03d}Z "
-            f"{self.client_address[0]} {self._method} {self._target} {status} {size} {seconds * 1000:.1f} {self._request_id}\n"
+            f"{self.client_address[0]} {_cut(self._method, MAX_LOGGED_METHOD)} {_cut(self._target, MAX_LOGGED_TARGET)} "
+            f"{status} {size} {seconds * 1000:.1f} {self._request_id}\n"
         )
         with contextlib.suppress(OSError, ValueError):  # whoever read the log may have left
-            sys.stderr.write(line)
+            # Past its buffer, too, which may hand on the lines of two threads as one.
+            os.write(sys.stderr.fileno(), line.encode("ascii"))
 
     def _answer(self, request: api.Request) -> api.Response:
         try:
@@ -439,6 +446,10 @@ def _body_length(method: str, headers: dict[str, list[str]]) -> int | None:
 def _asks_to_close(headers: dict[str, list[str]]) -> bool:
     tokens = ",".join(headers.get("connection", ())).lower().split(",")
     return any(token.strip() == "close" for token in tokens)
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[:length]}..."
 
 
 @functools.lru_cache(maxsize=1)

@@ -29,7 +29,7 @@ import pytest
 from bookings import api, fields
 from bookings.problems import KINDS
 from bookings.server import MAX_BODY, MAX_HEADERS, MAX_LINE
-from tests.conftest import ROOT, SOON, Answer, Server, assert_problem, patched
+from tests.conftest import ROOT, SOON, Answer, Server, assert_problem, at_once, patched
 from tests.test_fields import INSTANTS, REFUSED_TEXTS, SLOT, TEXTS
 
 ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -490,6 +490,31 @@ def test_no_client_forges_a_line(loud: Server) -> None:
         assert "6.6.6.6" not in (line["client"], line["method"], line["id"])
         assert line["id"] != "forged"
     assert loud.rows() == []
+
+
+@posix_only
+def test_the_lines_of_several_workers_stay_whole(tmp_path: Path) -> None:
+    """In a pipe that is full, too, where the rest of a torn line would begin one in a client's own words."""
+    pipe = tmp_path / "server.log"
+    os.mkfifo(pipe)
+    # Before the server, which could not open the other end without it.
+    with open(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK), "rb") as log:
+        program = patched(tmp_path, "sys.argv.remove('--quiet')")
+        with contextlib.closing(Server(tmp_path, "--workers=4", program=program)) as loud:
+            # Several of each length, since it is chance which lines meet.
+            sizes = [100, MAX_LINE // 4, MAX_LINE // 3, *[MAX_LINE // 2, MAX_LINE - 100] * 6]
+            targets = [f"/{number}{'x' * size}" for number, size in enumerate(sizes * 8)]
+            # Each is answered before its line is written, so that nobody here waits for the pipe.
+            answers = at_once(len(targets), lambda number: loud.call("GET", targets[number]))
+            os.set_blocking(log.fileno(), True)
+            lines = [LINE.fullmatch(log.readline().decode("ascii").rstrip("\n")) for _ in targets]
+    assert [answer.status for answer in answers] == [404] * len(targets)
+    assert all(lines)
+    ids = sorted(answer.headers["X-Request-ID"] for answer in answers)
+    assert sorted(line["id"] for line in lines if line) == ids
+    # Those that a client has reason to send are there as they are.
+    logged = {line["target"] for line in lines if line}
+    assert {target for target in targets if len(target) < MAX_LINE * 2 // 5} <= logged
 
 
 def test_a_fault_with_line_breaks_in_it_begins_one_line(loud: Server) -> None:
