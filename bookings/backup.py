@@ -93,7 +93,7 @@ def refuse_target(database: str, target: str, force: bool) -> None:
         raise CannotOpen(f"{target} belongs to the database; name another file")
     if os.path.exists(target) and os.path.exists(database) and os.path.samefile(database, target):
         raise CannotOpen(f"{target} is the database itself; name another file")
-    if os.path.exists(target) and not force:
+    if os.path.lexists(target) and not force:  # a link that leads nowhere, too
         raise CannotOpen(f"{target} exists; --force replaces it")
 
 

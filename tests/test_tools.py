@@ -320,6 +320,17 @@ def test_a_copy_under_load(large: Path, tmp_path: Path) -> None:
         assert second.book("writer-1", "2090-01-01T10:00:00Z", "another").status == 201
 
 
+@posix
+def test_a_link_that_leads_nowhere_is_replaced_only_by_force(tmp_path: Path) -> None:
+    """To a disk that is not mounted now, perhaps."""
+    source, link = _make(tmp_path / "bookings.db", 3), tmp_path / "copy.db"
+    link.symlink_to("elsewhere/copy.db")
+    _assert_one_line(_run("backup", f"--database={source}", str(link)), "backup")
+    assert os.readlink(link) == "elsewhere/copy.db"
+    assert _run("backup", f"--database={source}", str(link), "--force").returncode == 0
+    assert _keys(link) == ["key-0", "key-1", "key-2"] and not link.is_symlink()
+
+
 def test_an_existing_file_is_replaced_only_by_force(tmp_path: Path) -> None:
     source, copy = _make(tmp_path / "bookings.db", 3), tmp_path / "copy.db"
     copy.write_bytes(b"precious")
