@@ -391,7 +391,10 @@ class Reader:
         not a sound one.
         """
         with closing(sqlite3.connect(path, isolation_level=None)) as copy:
-            self._db.backup(copy, pages=1000, progress=lambda _, remaining, total: progress(remaining, total))
+            try:
+                self._db.backup(copy, pages=1000, progress=lambda _, left, total: progress(left, total))
+            except sqlite3.DatabaseError as error:  # of either file, and more often of the new one
+                raise CannotOpen(f"the copy cannot be made: {error}") from error
         return verify_copy(path, self.count())
 
 

@@ -464,7 +464,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_leaves_nothing(large: Path, small_disk: Path) -> None:
     (small_disk / "old.db").write_bytes(b"precious")
     for target in ("copy.db", "old.db"):
-        _assert_one_line(_run("backup", f"--database={large}", str(small_disk / target), "--force"), "backup")
+        ended = _run("backup", f"--database={large}", str(small_disk / target), "--force")
+        _assert_one_line(ended, "backup")
+        # It is not the disk of the database that is full.
+        assert "copy" in ended.stderr and str(large) not in ended.stderr
         assert _files(small_disk) == {"old.db": b"precious"}
     before = os.statvfs(small_disk)
     assert before.f_bavail * before.f_frsize > 3 << 20
@@ -473,7 +476,9 @@ def test_a_full_disk_leaves_nothing(large: Path, small_disk: Path) -> None:
 @posix
 def test_a_limit_on_a_files_size_leaves_nothing(large: Path, tmp_path: Path) -> None:
     under = ("sh", "-c", 'ulimit -f 4000; exec "$@"', "sh")
-    _assert_one_line(_run("backup", f"--database={large}", str(tmp_path / "copy.db"), under=under), "backup")
+    ended = _run("backup", f"--database={large}", str(tmp_path / "copy.db"), under=under)
+    _assert_one_line(ended, "backup")
+    assert "copy" in ended.stderr and str(large) not in ended.stderr
     assert _files(tmp_path) == {}
 
 
