@@ -170,7 +170,10 @@ def race(url: str, asks: Sequence[Ask]) -> list[Answer]:
         return book(url, ask)
 
     with ThreadPoolExecutor(len(asks)) as pool:
-        return list(pool.map(one, asks))
+        try:
+            return list(pool.map(one, asks))
+        finally:
+            barrier.abort()  # after Ctrl+C, those that have been started wait for others in vain
 
 
 def contend(url: str, tenant: str, process: int) -> list[tuple[Ask, Answer]]:
@@ -203,7 +206,11 @@ def prove_race(server: Server, tenant: str) -> Result:
     with ProcessPoolExecutor(
         PROCESSES, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
     ) as pool:
-        runs = [pool.submit(contend, server.url, tenant, process) for process in range(PROCESSES)]
+        # As in Server.start: a pool that is interrupted while it starts its processes waits for them for ever.
+        with ThreadPoolExecutor(1) as starter:
+            runs = list(
+                starter.map(lambda number: pool.submit(contend, server.url, tenant, number), range(PROCESSES))
+            )
         pairs = [pair for run in runs for pair in run.result()]
     won = [(ask, answer) for ask, answer in pairs if answer.status == 201]
     again = [(answer, book(server.url, ask)) for ask, answer in won]

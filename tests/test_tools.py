@@ -761,19 +761,46 @@ def _is_at(tenant: str, temporary: Path) -> bool:
     return False
 
 
+NOW = "now\n"
+# It says so when it starts a racer, be it a process or a thread, and takes its time.
+SLOW_PROCESSES = f"""import uuid
+from multiprocessing.process import BaseProcess
+def slowly(process, started=BaseProcess.start):
+    started(process)
+    print({NOW!r}, end="", flush=True)
+    time.sleep(0.5)
+BaseProcess.start = slowly
+"""
+SLOW_THREADS = (
+    f"pool.map(one, (print({NOW!r}, end='', flush=True) or time.sleep(0.5) or ask for ask in asks))"
+)
+
+
 @posix
 @needs_ps
 @pytest.mark.parametrize(
-    ("tenant", "delay"),
-    [("", "import time\ntime.sleep(60)\n"), ("prove-*", ""), ("prove-*-[0-9]", "")],
-    ids=["starting", "racing", "killing"],
+    ("name", "promise", "breach", "tenant"),
+    [
+        ("run.py", "import argparse\n", "import argparse\nimport time\ntime.sleep(60)\n", ""),
+        ("bookings/prove.py", "import uuid\n", SLOW_PROCESSES, None),
+        ("run.py", "import argparse\n", "import argparse\n", "prove-*"),
+        ("bookings/prove.py", "pool.map(one, asks)", SLOW_THREADS, None),
+        ("run.py", "import argparse\n", "import argparse\n", "prove-*-[0-9]"),
+    ],
+    ids=["starting", "starting processes", "racing", "starting threads", "killing"],
 )
-def test_prove_leaves_nothing_after_ctrl_c(tmp_path: Path, temporary: Path, tenant: str, delay: str) -> None:
-    code = _broken(tmp_path / "code", "run.py", "import argparse\n", "import argparse\n" + delay)
+def test_prove_leaves_nothing_after_ctrl_c(
+    tmp_path: Path, temporary: Path, name: str, promise: str, breach: str, tenant: str | None
+) -> None:
+    code = _broken(tmp_path / "code", name, promise, breach)
     # A terminal sends the signal to the whole group, and the server that prove starts is in another.
     with _start("prove", code=code, TMPDIR=str(temporary), start_new_session=True) as process:
         try:
-            _wait_for(lambda: _is_at(tenant, temporary), "the part to interrupt")
+            if tenant is None:
+                # When the second is at it, the first one waits for all.
+                assert all(NOW in iter(process.stdout.readline, "") for _ in range(2))
+            else:
+                _wait_for(lambda: _is_at(tenant, temporary), "the part to interrupt")
             os.killpg(process.pid, signal.SIGINT)
             process.wait(OBEYED)
             with pytest.raises(ProcessLookupError):
