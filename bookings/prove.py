@@ -374,9 +374,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="bookings-prove-") as folder:
         server = Server(settings.database or os.path.join(folder, "bookings.db"), url or "")
         try:
-            if not url:
+            if url is None:
                 server.start("0")
-            results = try_all(server, PARTS if url else (*PARTS, *PARTS_WITH_A_FILE))
+            results = try_all(server, (*PARTS, *PARTS_WITH_A_FILE) if url is None else PARTS)
         except KeyboardInterrupt:
             return 130
         except BrokenPipeError:  # nobody reads on; Python would complain once more when it closes stdout
@@ -385,7 +385,7 @@ def main() -> int:
         finally:
             server.kill()
     print_results(results)
-    if url:
+    if url is not None:
         print("Not tried on a server that is not ours: INSERT by hand, and killing it.")
     passed = all(result.passed for result in results)
     print("PROVED: no slot was booked twice." if passed else "FAILED: see above.")

@@ -709,7 +709,7 @@ def test_prove_where_nothing_answers(temporary: Path, url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["http://localhost:port", "http://[::1", "ftp://localhost", "http://", "http:// x"]
+    "url", ["http://localhost:port", "http://[::1", "ftp://localhost", "http://", "http:// x", ""]
 )
 def test_prove_with_what_is_no_url(temporary: Path, url: str) -> None:
     ended = _run("prove", "--url", url, TMPDIR=str(temporary), TEMP=str(temporary))
