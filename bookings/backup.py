@@ -99,7 +99,8 @@ def refuse_target(database: str, target: str, force: bool) -> None:
 
 def show_progress(remaining: int, total: int) -> None:
     done = 100 * (total - remaining) // max(total, 1)
-    print(f"\r{done:3d} % of {total} pages", end="\n" if not remaining else "", file=sys.stderr, flush=True)
+    # The next line takes its place, be it one of these or what has gone wrong.
+    print(f"{done:3d} % of {total} pages", end="\r" if remaining else "\n", file=sys.stderr, flush=True)
 
 
 def sync(path: str) -> None:

@@ -22,7 +22,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -473,10 +473,14 @@ def test_a_full_disk_leaves_nothing(large: Path, small_disk: Path) -> None:
     assert before.f_bavail * before.f_frsize > 3 << 20
 
 
+def _with_files_of(blocks: int) -> Sequence[str]:
+    """What starts a program that may write files of so many blocks of 512 bytes."""
+    return "sh", "-c", f'ulimit -f {blocks}; exec "$@"', "sh"
+
+
 @posix
 def test_a_limit_on_a_files_size_leaves_nothing(large: Path, tmp_path: Path) -> None:
-    under = ("sh", "-c", 'ulimit -f 4000; exec "$@"', "sh")
-    ended = _run("backup", f"--database={large}", str(tmp_path / "copy.db"), under=under)
+    ended = _run("backup", f"--database={large}", str(tmp_path / "copy.db"), under=_with_files_of(4000))
     _assert_one_line(ended, "backup")
     assert "copy" in ended.stderr and str(large) not in ended.stderr
     assert _files(tmp_path) == {}
@@ -502,24 +506,41 @@ def test_a_signal_in_the_middle_leaves_nothing(large: Path, tmp_path: Path, numb
     assert _files(tmp_path) == {"copy.db": b"precious"}
 
 
-@posix
-def test_progress_on_a_terminal_only(large: Path, tmp_path: Path) -> None:
+def _on_a_terminal(*arguments: str, under: Sequence[str] = ()) -> tuple[int, str, str]:
+    """Status and output of the backup, and what it shows on a terminal."""
     import pty
 
     master, terminal = pty.openpty()
     try:
-        ended = _run("backup", f"--database={large}", str(tmp_path / "copy.db"), stderr=terminal)
+        ended = _run("backup", *arguments, under=under, stderr=terminal)
         # The terminal's buffer of some 4 KB takes it all, so that it can be read afterwards.
         os.set_blocking(master, False)
-        shown = os.read(master, 65536).decode()
+        return ended.returncode, ended.stdout, os.read(master, 65536).decode()
     finally:
         os.close(master)
         os.close(terminal)
-    assert (ended.returncode, ended.stdout) == (0, f"{LARGE} bookings copied to {tmp_path / 'copy.db'}\n")
+
+
+@posix
+def test_progress_on_a_terminal_only(large: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.db"
+    status, output, shown = _on_a_terminal(f"--database={large}", str(copy))
+    assert (status, output) == (0, f"{LARGE} bookings copied to {copy}\n")
     percents = [int(found) for found in re.findall(r"(\d+) %", shown)]
     assert len(percents) > 3 and percents == sorted(percents) and percents[-1] == 100
     assert shown.endswith("\r\n") and shown.count("\n") == 1
-    assert len(_keys(tmp_path / "copy.db")) == LARGE
+    assert len(_keys(copy)) == LARGE
+
+
+@posix
+def test_a_failure_on_a_terminal_takes_the_line_of_the_progress(large: Path, tmp_path: Path) -> None:
+    status, output, shown = _on_a_terminal(
+        f"--database={large}", str(tmp_path / "copy.db"), under=_with_files_of(20000)
+    )
+    progress, said = shown.split("\rbookings.backup: ")
+    assert (status, output) == (1, "") and "%" in progress and "%" not in said
+    # So long that nothing of the progress is left to be seen.
+    assert len(said) > max(map(len, progress.split("\r")))
 
 
 # bookings.prove
