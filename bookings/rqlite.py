@@ -13,7 +13,6 @@ import http.client
 import itertools
 import json
 import re
-import shutil
 import time
 from base64 import b64encode
 from collections import deque
@@ -149,11 +148,16 @@ class Cluster:
         return rows
 
     def copy_to(self, path: str) -> None:
-        """A copy of the leader's database."""
+        """A copy of the leader's database; raises CannotOpen where the file cannot take it."""
 
         def read(response: http.client.HTTPResponse) -> None:
-            with open(path, "wb") as copy:
-                shutil.copyfileobj(response, copy)
+            # Without a buffer, of which closing would try to write the rest once more.
+            with open(path, "wb", buffering=0) as copy:
+                for part in iter(lambda: response.read(65536), b""):
+                    try:
+                        copy.write(part)
+                    except OSError as error:  # of this disk: no other node could help
+                        raise CannotOpen(f"the copy cannot be made: {error.strerror}") from error
 
         self._send("GET", _BACKUP, None, time.monotonic() + COPY_SECONDS, COPY_SECONDS, read)
 

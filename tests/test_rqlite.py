@@ -412,6 +412,24 @@ def test_a_backup_is_a_database_for_a_server(server: ClusterServer, tmp_path: Pa
     assert shown.stdout.splitlines()[-1] == "29 bookings"
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no limit on the size of a file")
+def test_a_backup_without_room_ends_at_once_and_blames_no_node(server: ClusterServer, tmp_path: Path) -> None:
+    server.insert([("acme", f"2026-01-01T10:{n // 60:02}:{n % 60:02}Z", f"key {n}") for n in range(2000)])
+    copy = tmp_path / "copies" / "copy.db"
+    copy.parent.mkdir()
+    command = [sys.executable, "-m", "bookings.backup", str(copy), f"--database={url(*server.nodes)}"]
+    ended = subprocess.run(
+        ["sh", "-c", 'ulimit -f 200; exec "$@"', "sh", *command],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=SOON,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout, list(copy.parent.iterdir())) == (1, "", [])
+    assert re.fullmatch(r"bookings.backup: the copy cannot be made: [^\n]+\n", ended.stderr), ended.stderr
+
+
 def test_prove_on_a_cluster(server: ClusterServer) -> None:
     """It tries all that it tries on a file; the server that it kills is its own, and the nodes go on."""
     assert server.book(*SLOT).status == 201
