@@ -1010,6 +1010,40 @@ def test_the_examples_are_what_is_answered(server: Server, path: str) -> None:
     ]
 
 
+def test_the_examples_of_problems_are_what_is_answered(tmp_path: Path) -> None:
+    """Word for word, save for the request's id in a fault."""
+    program = patched(tmp_path, "from bookings import server; server.HEAD_SECONDS = 0.2")
+    with contextlib.closing(Server(tmp_path, program=program)) as server:
+        assert server.book("acme", SLOT, "order-1").status == 201
+        given = [
+            *(_parsed(server.raw(_badly_framed(status, "GET", "/"))) for status in FRAMING),
+            _parsed(server.raw(_request(b"POST /bookings HTTP/1.1"))),
+            _parsed(server.raw(b"GET /")),
+            server.book("acme", SLOT, "order-2"),
+            server.book("acme", "2026-01-02T10:00:00Z", "order-1"),
+            server.call("POST", "/bookings", b'{"tenant_id": "ac\xff"}'),
+            server.call("POST", "/bookings", {"tenant_id": "acme", "idempotency_key": "order-3"}),
+            server.call("POST", "/bookings", b"{}", Content_Type="text/plain"),
+            server.call("DELETE", "/bookings"),
+            server.call("GET", "/bookings/2", X_Tenant_ID="acme"),
+            server.call("GET", "/nowhere"),
+        ]
+        _execute(server, FAULT)
+        given.append(server.book("acme", "2026-01-02T10:00:00Z", "order-3"))
+        assert server.rows() == [("acme", SLOT, "order-1")]
+    responses = DOCUMENT["components"]["responses"].values()
+    media = [response["content"]["application/problem+json"] for response in responses]
+    shown = {name: each["value"] for one in media for name, each in one["examples"].items()}
+    id_of_example = shown["internal-error"]["request_id"]
+    for answer in given:
+        name = answer.json["type"].rpartition("/")[2]
+        found = answer.body.decode().replace(answer.headers["X-Request-ID"], id_of_example)
+        assert shown.pop(name) == json.loads(found)
+    # The others need a database that is locked, away or full, and are words of a table.
+    details = {name: value["detail"] for name, value in shown.items()}
+    assert details == dict(api._TROUBLES.values())
+
+
 def test_lists_and_bookings_are_as_documented(server: Server) -> None:
     """Texts of all kinds, and instants in all spellings, in what is answered."""
     for number, text in enumerate(TEXTS):
