@@ -86,8 +86,9 @@ def refuse_target(database: str, target: str, force: bool) -> None:
         raise CannotOpen(f"{target} is a folder; name a file in it")
     if os.path.exists(target) and not os.path.isfile(target):
         raise CannotOpen(f"{target} is not a file that can be replaced; name another")
-    if os.path.exists(target + "-wal"):
-        raise CannotOpen(f"{target} is a database in use; copying over it would ruin it")
+    for log in (target + "-wal", target + "-journal"):
+        if os.path.exists(log):  # SQLite would write what is in it into the copy
+            raise CannotOpen(f"{target} is a database in use, or {log} is left of one; name another file")
     own = os.path.realpath(database)
     if os.path.realpath(target) in (f"{own}-wal", f"{own}-shm", f"{own}-journal"):
         raise CannotOpen(f"{target} belongs to the database; name another file")

@@ -369,6 +369,8 @@ def test_the_copy_has_the_mode_of_the_source(tmp_path: Path, mode: int) -> None:
         "folder/",
         "no/copy.db",
         "used.db",
+        "left.db",
+        "gone.db",
     ],
 )
 def test_a_target_that_is_refused(tmp_path: Path, target: str, force: tuple[str, ...]) -> None:
@@ -378,6 +380,10 @@ def test_a_target_that_is_refused(tmp_path: Path, target: str, force: tuple[str,
     os.link(tmp_path / "bookings.db", tmp_path / "hardlink")
     _make(tmp_path / "used.db", 2)
     (tmp_path / "used.db-wal").write_bytes(b"bookings of another server")
+    # SQLite would roll them back into whatever database stands beside them.
+    _make(tmp_path / "left.db", 2)
+    for name in ("left", "gone"):
+        (tmp_path / f"{name}.db-journal").write_bytes(b"pages of a database before somebody was killed")
     before = _files(tmp_path)
     ended = _run("backup", "--database=bookings.db", target, *force, cwd=tmp_path)
     _assert_one_line(ended, "backup")
