@@ -795,11 +795,11 @@ from multiprocessing.process import BaseProcess
 def slowly(process, started=BaseProcess.start):
     started(process)
     print({NOW!r}, end="", flush=True)
-    time.sleep(0.5)
+    time.sleep(0.2)
 BaseProcess.start = slowly
 """
 SLOW_THREADS = (
-    f"pool.map(one, (print({NOW!r}, end='', flush=True) or time.sleep(0.5) or ask for ask in asks))"
+    f"pool.map(one, (print({NOW!r}, end='', flush=True) or time.sleep(0.2) or ask for ask in asks))"
 )
 
 
