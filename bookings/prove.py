@@ -26,7 +26,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
@@ -206,11 +206,15 @@ def prove_race(server: Server, tenant: str) -> Result:
     with ProcessPoolExecutor(
         PROCESSES, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
     ) as pool:
+
+        def begin(number: int) -> Future[list[tuple[Ask, Answer]]]:
+            if hasattr(signal, "pthread_sigmask"):  # for those that it starts, until they ignore it
+                signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+            return pool.submit(contend, server.url, tenant, number)
+
         # As in Server.start: a pool that is interrupted while it starts its processes waits for them for ever.
         with ThreadPoolExecutor(1) as starter:
-            runs = list(
-                starter.map(lambda number: pool.submit(contend, server.url, tenant, number), range(PROCESSES))
-            )
+            runs = list(starter.map(begin, range(PROCESSES)))
         pairs = [pair for run in runs for pair in run.result()]
     won = [(ask, answer) for ask, answer in pairs if answer.status == 201]
     again = [(answer, book(server.url, ask)) for ask, answer in won]
