@@ -164,7 +164,7 @@ class SQLiteStore:
     """
 
     def __init__(self, path: str, same_as: Files | None = None) -> None:
-        self.path = _whole(path)
+        self.path = _absolute(path)
         # The log and the index of it, in which SQLite has its locks: whoever opens the database makes a new one of either,
         # and those with the old one and those with the new one would write over each other.
         self._logs = _logs_of(self.path)
@@ -281,11 +281,11 @@ class SQLiteStore:
 
 def files_of(path: str) -> Files:
     """Which files the database, its log and the log's index are now; those that are there."""
-    path = _whole(path)
+    path = _absolute(path)
     return {name: _file(name) for name in (path, *_logs_of(path)) if os.path.exists(name)}
 
 
-def _whole(path: str) -> str:
+def _absolute(path: str) -> str:
     try:
         return os.path.abspath(path)
     except OSError as error:  # somebody has removed the current folder
@@ -437,7 +437,7 @@ def verify_copy(path: str, least: int) -> int:
 @contextmanager
 def reading(path: str) -> Iterator[Reader]:
     """A snapshot of the bookings as they are now; raises CannotOpen."""
-    path = _whole(path)
+    path = _absolute(path)
     with _opening(path):
         if not os.path.exists(path):
             raise CannotOpen(f"there is no database at {path}; python run.py makes it")
@@ -497,7 +497,7 @@ TROUBLES = {"database is locked": Trouble.BUSY, "database or disk is full": Trou
 
 def create_database(path: str) -> None:
     """Make the database at `path` from schema.sql, or see that it is one that can be used; raises CannotOpen."""
-    path = _whole(path)
+    path = _absolute(path)
     with _opening(path):
         # SQLite would open it all the same, and let nobody write.
         if os.path.exists(path) and not os.access(path, os.W_OK):

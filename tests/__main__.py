@@ -24,8 +24,13 @@ def python_with_pytest() -> str:
         python.exists() and subprocess.run([str(python), "-c", "import pytest"], check=False).returncode == 0
     ):
         print(f"No pytest here; installing it into {folder}", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", "pytest"], check=True)
+        try:
+            subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
+            subprocess.run([str(python), "-m", "pip", "install", "--quiet", "pytest"], check=True)
+        except (subprocess.CalledProcessError, OSError) as error:  # which has said why
+            sys.exit(
+                f"tests: pytest could not be installed, which takes a network and a folder to write: {error}"
+            )
     return str(python)
 
 

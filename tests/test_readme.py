@@ -88,6 +88,30 @@ def test_further_arguments_go_to_pytest() -> None:
     assert everything > 1000
 
 
+def test_no_pytest_and_no_network_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "tests").mkdir()
+    shutil.copy(ROOT / "tests/__main__.py", tmp_path / "tests")
+    # -S leaves out what was installed, pytest for one; pip is told to look nowhere.
+    ran = subprocess.run(
+        [sys.executable, "-S", "-m", "tests"],
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "PYTHONPATH": "",
+            "PIP_NO_INDEX": "1",
+            "PIP_FIND_LINKS": "",
+            "PIP_CONFIG_FILE": os.devnull,
+        },
+        capture_output=True,
+        text=True,
+        timeout=3 * SOON,
+        check=False,
+    )
+    assert ran.returncode == 1
+    assert "Traceback" not in ran.stderr
+    assert re.fullmatch(r"tests: [^\n]*pytest[^\n]*", ran.stderr.splitlines()[-1])
+
+
 def by_hand(database: Path, statement: str) -> str:
     """What a SQL client says of the statement."""
     with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as db:
