@@ -177,7 +177,11 @@ class _Parent:
             store = kind_of(self._database).open(self._database, self._which)
             status = _work(self._listener, store, self._allowed_hosts, [signal.SIGTERM], self._pipe[0], up)
         except CannotOpen as error:
-            _logger.error("worker %d: %s", os.getpid(), error)
+            # Those that a stop has ended took the log of the start with them: no fault where this one shall end, too.
+            if select.select([self._pipe[0]], [], [], 0)[0]:
+                status = 0
+            else:
+                _logger.error("worker %d: %s", os.getpid(), error)
         except Exception:
             _logger.exception("worker %d failed", os.getpid())
         finally:

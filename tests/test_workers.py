@@ -441,7 +441,8 @@ store._check_table = checked
 @forks
 @pytest.mark.parametrize("to", ["parent", "group"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
-def test_a_stop_while_a_worker_is_being_replaced(tmp_path: Path, number: int, to: str) -> None:
+@pytest.mark.parametrize("others", ["stopping", "gone"])
+def test_a_stop_while_a_worker_is_being_replaced(tmp_path: Path, number: int, to: str, others: str) -> None:
     with _serving(tmp_path, "--workers=2", patch=_HELD_BACK) as server:
         assert server.book().status == 201
         hold = tmp_path / "hold"
@@ -450,6 +451,8 @@ def test_a_stop_while_a_worker_is_being_replaced(tmp_path: Path, number: int, to
         until((tmp_path / "starting").exists)
         workers = _workers(server)
         _signal(server, number, to)
+        if others == "gone":  # and with the last of them the log of the start
+            until(lambda: len(_alive(workers)) == 1)
         hold.unlink()
         assert _ends(server, AT_ONCE) == 0, server.log.read_text()
         assert not _alive(workers)
