@@ -116,16 +116,18 @@ class _Parent:
         os.set_blocking(wake, False)
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
-        # Each worker closes its end when it is up, or leaves it to the system when it dies.
+        # Each worker says when it is up, and closes its end, which the system does for one that dies.
         all_up, starting = os.pipe()
         for _ in range(count):
             self._start(starting)
         os.close(starting)
-        os.read(all_up, 1)
+        serves = False
+        while os.read(all_up, 1):
+            serves = True
         os.close(all_up)
         # By now it has a log, too.
         self._which = kind_of(self._database).which(self._database)
-        if not self._stopping:
+        if serves and not self._stopping:
             up()
         failed, at_once = False, 0
         while self._started:
@@ -173,7 +175,12 @@ class _Parent:
                 signal.signal(each, signal.SIG_IGN)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
             os.close(self._pipe[1])
-            up = (lambda: os.close(starting)) if starting is not None else (lambda: None)
+
+            def up() -> None:
+                if starting is not None:
+                    os.write(starting, b".")
+                    os.close(starting)
+
             store = kind_of(self._database).open(self._database, self._which)
             status = _work(self._listener, store, self._allowed_hosts, [signal.SIGTERM], self._pipe[0], up)
         except CannotOpen as error:

@@ -272,6 +272,27 @@ def test_a_killed_worker_is_replaced_while_the_others_serve(tmp_path: Path) -> N
 
 
 @forks
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_what_does_not_serve_does_not_say_so(tmp_path: Path, workers: str) -> None:
+    lost = """
+def lost(*arguments):
+    raise store.CannotOpen("the database was lost")
+store.SQLiteStore.__init__ = lost
+"""
+    program = patched(tmp_path, lost)
+    ended = subprocess.run(
+        [sys.executable, str(program), "--port=0", "--database=bookings.db", f"--workers={workers}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=SOON,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert "the database was lost\n" in ended.stderr and "Traceback" not in ended.stderr
+
+
+@forks
 def test_workers_that_die_at_once_again_and_again(tmp_path: Path) -> None:
     """The database has vanished: none is made in its place, and the server ends by itself."""
     with _serving(tmp_path, "--workers=2") as server:
