@@ -41,7 +41,7 @@ class Response:
 
 def answer(request: Request, store: Store) -> Response:
     """The response to a request; raises Problem for a refusal."""
-    if request.target == "*":
+    if (request.method, request.target) == ("OPTIONS", "*"):
         return _options(request, [method for _, handlers in _ROUTES for method in _methods(handlers)])
     target = _TARGET.fullmatch(request.target)
     if not target:

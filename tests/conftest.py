@@ -28,6 +28,19 @@ CANONICAL = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z"
 SOON = 20.0
 KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
 
+# Whoever runs the tests may have a server of their own, or a proxy, which are not meant here.
+for name in (
+    "PORT",
+    "HOST",
+    "BOOKINGS_DB",
+    "WORKERS",
+    "ALLOWED_HOSTS",
+    "http_proxy",
+    "all_proxy",
+    "ALL_PROXY",
+):
+    os.environ.pop(name, None)
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -58,11 +71,6 @@ class Server:
     def __init__(self, base: Path, *flags: str, program: Path = ROOT / "run.py", **environment: str) -> None:
         self.database = base / "bookings.db"
         self.log = base / "server.log"
-        inherited = {
-            name: value
-            for name, value in os.environ.items()
-            if name not in ("PORT", "HOST", "BOOKINGS_DB", "WORKERS")
-        }
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
                 [
@@ -75,7 +83,7 @@ class Server:
                     str(self.database),
                     *flags,
                 ],
-                env={**inherited, **environment},
+                env={**os.environ, **environment},
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,

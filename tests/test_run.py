@@ -36,20 +36,11 @@ windows_forbids = pytest.mark.skipif(os.name == "nt", reason="Windows allows no 
 no_signals = pytest.mark.skipif(os.name == "nt", reason="Windows cannot send a signal to one process alone")
 
 
-def _environment(**changes: str) -> dict[str, str]:
-    inherited = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in ("PORT", "HOST", "BOOKINGS_DB", "WORKERS")
-    }
-    return {**inherited, **changes}
-
-
 def _fault(folder: Path, *command: str, **environment: str) -> str:
     """The one line with which a command run in `folder` refuses to start."""
     ended = subprocess.run(
         command,
-        env=_environment(**environment),
+        env={**os.environ, **environment},
         cwd=folder,
         capture_output=True,
         text=True,
@@ -136,7 +127,7 @@ def test_flags_then_the_environment_then_defaults(
     copy_project(copy)
     process = subprocess.Popen(
         [sys.executable, str(copy / "run.py"), *flags],
-        env=_environment(**environment),
+        env={**os.environ, **environment},
         cwd=elsewhere,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -164,7 +155,7 @@ def test_flags_then_the_environment_then_defaults(
 def test_help_explains_each_setting(tmp_path: Path) -> None:
     ended = subprocess.run(
         [sys.executable, RUN, "--help"],
-        env=_environment(PORT="none"),
+        env={**os.environ, "PORT": "none"},
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -392,7 +383,7 @@ def test_a_database_in_a_folder_that_was_removed(tmp_path: Path, program: list[s
     command = [sys.executable, "-c", gone, sys.executable, *program, "--database=x.db"]
     ended = subprocess.run(
         command,
-        env=_environment(PYTHONPATH=str(ROOT)),
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         cwd=removed,
         capture_output=True,
         text=True,

@@ -41,12 +41,7 @@ needs_ps = pytest.mark.skipif(not shutil.which("ps"), reason="needs ps, to see w
 
 
 def _environment(code: Path, changes: dict[str, str]) -> dict[str, str]:
-    inherited = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in ("BOOKINGS_DB", "PORT", "HOST", "WORKERS")
-    }
-    return {**inherited, "PYTHONPATH": str(code), "PYTHONIOENCODING": "utf-8", **changes}
+    return {**os.environ, "PYTHONPATH": str(code), "PYTHONIOENCODING": "utf-8", **changes}
 
 
 def _start(tool: str, *flags: str, code: Path = ROOT, under: tuple[str, ...] = (), **more: Any) -> Any:

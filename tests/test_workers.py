@@ -180,10 +180,7 @@ def test_as_many_workers_as_asked_for(
 @forks
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cannot choose the processors here")
 @pytest.mark.parametrize("processors", [1, 2])
-def test_one_worker_for_each_processor(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processors: int
-) -> None:
-    monkeypatch.delenv("WORKERS", raising=False)
+def test_one_worker_for_each_processor(tmp_path: Path, processors: int) -> None:
     allowed = os.sched_getaffinity(0)
     if len(allowed) < processors:
         pytest.skip("there are fewer processors")
