@@ -34,9 +34,8 @@ IN_LINE_SECONDS = 0.05
 # How long a connection that closes for good waits for others that do: each takes the milliseconds of a checkpoint.
 CLOSE_SECONDS = 1.0
 # A checkpoint syncs three times while all others wait in line; SQLite's 1000 pages were 300 bookings. With a disk of 4 ms
-# and 16 clients, 1.14 times the bookings of that, and p99 27 ms for 31. Where no reader keeps it from
-# being begun anew, the log grows to 16 MB, for which SQLite's index
-# of it still has one table (4062 pages).
+# and 16 clients, 1.14 times the bookings of that, and p99 27 ms for 31. Where no reader keeps it from being begun anew,
+# the log grows to 16 MB, for which SQLite's index of it still has one table (4062 pages).
 CHECKPOINT_PAGES = 4000
 
 _COLUMNS = "id, tenant_id, start_time_utc, idempotency_key, created_at"

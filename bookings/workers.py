@@ -105,7 +105,7 @@ class _Parent:
         # A worker that starts later must not serve another file, beside the log that the others still have.
         self._which = kind_of(database).which(database)
         self._started: dict[int, float] = {}
-        self._stopping, self._stopped = False, 0.0
+        self._stopping, self._last_told = False, 0.0
         self._pipe = os.pipe()
 
     def run(self, count: int, up: Callable[[], None]) -> int:
@@ -137,6 +137,7 @@ class _Parent:
                     os.read(awake, 1)
                 else:  # one that hangs must not keep the others' end from being told
                     self._kill()
+                    self._last_told = time.monotonic()  # the system may hold one for longer
                 continue
             if worker not in self._started:
                 continue  # as process 1 of a container, one inherits what others have left
@@ -210,11 +211,11 @@ class _Parent:
 
     def _patience(self) -> float | None:
         """For how long a stop may go on yet; None where there is none."""
-        return max(0.0, self._stopped + STOP_SECONDS - time.monotonic()) if self._stopping else None
+        return max(0.0, self._last_told + STOP_SECONDS - time.monotonic()) if self._stopping else None
 
     def _stop(self) -> None:
         if not self._stopping:
             self._stopping = True
-            self._stopped = time.monotonic()
+            self._last_told = time.monotonic()
             self._listener.close()
             os.close(self._pipe[1])

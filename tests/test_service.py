@@ -2,7 +2,8 @@
 
 The pages beside /bookings; the request's id on every answer; the log of requests, which no client can forge;
 and openapi.json, held against the program both ways: what is documented is served, and what is served is
-documented.
+documented. A property-based tester that reads it sends one key with many tenants, and must know that 422 answers that:
+for schemathesis, whose `--checks all` it passes, 422 goes among the expected-statuses of positive_data_acceptance.
 """
 
 from __future__ import annotations
