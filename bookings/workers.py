@@ -21,7 +21,7 @@ from collections.abc import Callable, Collection, Sequence
 
 from bookings.databases import kind_of
 from bookings.server import DRAIN_SECONDS, BookingServer
-from bookings.store import CannotOpen, Store
+from bookings.store import CannotOpen, Files, Store
 
 # A worker that dies sooner has not died of a request but of what every worker meets.
 AT_ONCE_SECONDS = 1.0
@@ -102,10 +102,11 @@ class _Parent:
         self._listener = listener
         self._database = database
         self._allowed_hosts = allowed_hosts
-        # A worker that starts later must not serve another file, beside the log that the others still have.
-        self._which = kind_of(database).which(database)
+        # A worker that starts later must not serve another file, beside the log that the others still have. The first ones
+        # take what they find: the log of another server that is starting may come and go.
+        self._which: Files | None = None
         self._started: dict[int, float] = {}
-        self._stopping, self._last_told = False, 0.0
+        self._stopping, self._patient_since = False, 0.0
         self._pipe = os.pipe()
 
     def run(self, count: int, up: Callable[[], None]) -> int:
@@ -125,9 +126,10 @@ class _Parent:
         while os.read(all_up, 1):
             serves = True
         os.close(all_up)
-        # By now it has a log, too.
         self._which = kind_of(self._database).which(self._database)
-        if serves and not self._stopping:
+        if not serves:
+            self._stop()  # each has said why it could not
+        elif not self._stopping:
             up()
         failed, at_once = False, 0
         while self._started:
@@ -137,7 +139,7 @@ class _Parent:
                     os.read(awake, 1)
                 else:  # one that hangs must not keep the others' end from being told
                     self._kill()
-                    self._last_told = time.monotonic()  # the system may hold one for longer
+                    self._patient_since = time.monotonic()  # the system may hold one for longer
                 continue
             if worker not in self._started:
                 continue  # as process 1 of a container, one inherits what others have left
@@ -211,11 +213,11 @@ class _Parent:
 
     def _patience(self) -> float | None:
         """For how long a stop may go on yet; None where there is none."""
-        return max(0.0, self._last_told + STOP_SECONDS - time.monotonic()) if self._stopping else None
+        return max(0.0, self._patient_since + STOP_SECONDS - time.monotonic()) if self._stopping else None
 
     def _stop(self) -> None:
         if not self._stopping:
             self._stopping = True
-            self._last_told = time.monotonic()
+            self._patient_since = time.monotonic()
             self._listener.close()
             os.close(self._pipe[1])

@@ -12,11 +12,13 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -287,6 +289,38 @@ store.SQLiteStore.__init__ = lost
     )
     assert (ended.returncode, ended.stdout) == (1, "")
     assert "the database was lost\n" in ended.stderr and "Traceback" not in ended.stderr
+
+
+# Every worker waits before it opens the database until the file `hold` is gone, and says so in `starting`.
+_HELD_BEFORE = """
+import os, time
+opened = store.SQLiteStore.__init__
+def held(*arguments):
+    open("starting", "w").close()
+    while os.path.exists("hold"):
+        time.sleep(0.005)
+    opened(*arguments)
+store.SQLiteStore.__init__ = held
+"""
+
+
+@forks
+def test_a_log_that_goes_before_the_workers_come(tmp_path: Path) -> None:
+    """As when another server ends, or makes the same database, while this one starts."""
+    (tmp_path / "hold").touch()
+    with contextlib.closing(sqlite3.connect(tmp_path / "bookings.db")) as other:
+        other.executescript(f"PRAGMA journal_mode = WAL; {(ROOT / 'schema.sql').read_text(encoding='utf-8')}")
+        with ThreadPoolExecutor(1) as pool:
+            started = pool.submit(Server, tmp_path, "--workers=2", program=patched(tmp_path, _HELD_BEFORE))
+            until((tmp_path / "starting").exists)
+            other.close()
+            assert not (tmp_path / "bookings.db-wal").exists()
+            (tmp_path / "hold").unlink()
+            server = started.result(SOON)
+    with contextlib.closing(server):
+        assert server.book().status == 201
+        assert server.rows() == [("acme", "2026-01-01T10:00:00Z", "k1")]
+        assert server.log.read_text() == ""
 
 
 @forks
