@@ -376,7 +376,8 @@ def main() -> int:
         if number and signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, lambda number, frame: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="bookings-prove-") as folder:
-        server = Server(settings.database or os.path.join(folder, "bookings.db"), url or "")
+        own = os.path.join(folder, "bookings.db")
+        server = Server(own if settings.database is None else settings.database, url or "")
         try:
             if url is None:
                 server.start("0")

@@ -155,7 +155,8 @@ class Cluster:
             with open(path, "wb", buffering=0) as copy:
                 for part in iter(lambda: response.read(65536), b""):
                     try:
-                        copy.write(part)
+                        while part:  # of which a disk that becomes full may take some
+                            part = part[copy.write(part) :]
                     except OSError as error:  # of this disk: no other node could help
                         raise CannotOpen(f"the copy cannot be made: {error.strerror}") from error
 

@@ -74,7 +74,7 @@ DESCRIPTORS_PER_CONNECTION = 4
 # Standard streams, the socket that listens, the workers' pipes, the store's own connection; twice what these were.
 OTHER_DESCRIPTORS = 32
 BACKLOG = 1024
-# What a line of the log shows of them, so that it stays under the 4096 bytes (PIPE_BUF on Linux) that a pipe takes in one
+# What a line of the log shows of a method and of a target, so that it stays under the 4096 bytes (PIPE_BUF on Linux) that a pipe takes in one
 # piece: of a longer line, another worker's could tear off the rest, and that would begin a line in a client's words. No
 # method is as long, and no target of a list, unless it has been made so.
 MAX_LOGGED_METHOD = 50

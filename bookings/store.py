@@ -292,8 +292,8 @@ def _absolute(path: str) -> str:
 
 
 def _logs_of(path: str) -> tuple[str, str]:
-    """The log and its index. Where the path is a link, SQLite has them beside the file that it leads to."""
-    real = os.path.realpath(path)
+    """The log and its index. Where the path is a link, SQLite has them beside the file that it leads to, save on Windows."""
+    real = path if os.name == "nt" else os.path.realpath(path)
     return f"{real}-wal", f"{real}-shm"
 
 

@@ -731,10 +731,20 @@ def test_prove_where_nothing_answers(temporary: Path, url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["http://localhost:port", "http://[::1", "ftp://localhost", "http://", "http:// x", ""]
+    "given",
+    [
+        *(
+            "--url=http://localhost:port",
+            "--url=http://[::1",
+            "--url=ftp://localhost",
+            "--url=http://",
+            "--url=http:// x",
+        ),
+        *("--url=", "--database="),  # as of an unset variable
+    ],
 )
-def test_prove_with_what_is_no_url(temporary: Path, url: str) -> None:
-    ended = _run("prove", "--url", url, TMPDIR=str(temporary), TEMP=str(temporary))
+def test_prove_with_what_is_no_server(temporary: Path, given: str) -> None:
+    ended = _run("prove", given, TMPDIR=str(temporary), TEMP=str(temporary))
     assert ended.returncode in (1, 2) and ended.stdout == ""
     assert "Traceback" not in ended.stderr, ended.stderr
     assert "bookings.prove: " in ended.stderr.splitlines()[-1]
