@@ -46,11 +46,16 @@ def main(arguments: list[str]) -> int:
     if arguments:
         return subprocess.call([*pytest, *arguments], cwd=HERE.parent)
     with tempfile.TemporaryFile() as printed:
-        aside = subprocess.Popen([*pytest, *ASIDE], cwd=HERE.parent, stdout=printed, stderr=printed)
-        others = subprocess.call([*pytest, *(f"--ignore={path}" for path in ASIDE)], cwd=HERE.parent)
-        failed = aside.wait() or others
+        # One cache is not for two.
+        command = [*pytest, "-p", "no:cacheprovider", *ASIDE]
+        with subprocess.Popen(command, cwd=HERE.parent, stdout=printed, stderr=printed) as aside:
+            try:
+                others = subprocess.call([*pytest, *(f"--ignore={path}" for path in ASIDE)], cwd=HERE.parent)
+                failed = aside.wait() or others
+            finally:
+                aside.terminate()
         printed.seek(0)
-        print(printed.read().decode(errors="replace"), flush=True)
+        sys.stdout.buffer.write(printed.read())
     return failed
 
 

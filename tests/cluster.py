@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -42,11 +43,15 @@ def rqlited() -> str:
 
 
 def free_ports(count: int) -> list[int]:
+    """Below those that systems give to clients, one of which could take a port while its node is away."""
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+        ports: set[int] = set()
+        while len(ports) < count:
+            port, probe = random.randrange(10_000, 32_768), stack.enter_context(socket.socket())
+            with contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                ports.add(port)
+        return list(ports)
 
 
 class Node:

@@ -30,14 +30,8 @@ KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
 
 # Whoever runs the tests may have a server of their own, or a proxy, which are not meant here.
 for name in (
-    "PORT",
-    "HOST",
-    "BOOKINGS_DB",
-    "WORKERS",
-    "ALLOWED_HOSTS",
-    "http_proxy",
-    "all_proxy",
-    "ALL_PROXY",
+    *("PORT", "HOST", "BOOKINGS_DB", "WORKERS", "ALLOWED_HOSTS"),
+    *("PYTEST_ADDOPTS", "http_proxy", "all_proxy", "ALL_PROXY"),
 ):
     os.environ.pop(name, None)
 
@@ -91,7 +85,11 @@ class Server:
                 start_new_session=True,
             )
         assert self.process.stdout
+        # One that says nothing would keep all tests waiting.
+        overdue = threading.Timer(2 * SOON, self.process.kill)
+        overdue.start()
         self.first_line = self.process.stdout.readline()
+        overdue.cancel()
         found = re.search(r"http://.*:([0-9]+), database", self.first_line)
         assert found, f"{self.first_line!r} {self.log.read_text()}"
         self.port = int(found[1])

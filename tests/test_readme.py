@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.__main__ import ASIDE
 from tests.conftest import CANONICAL, ROOT, SOON, Server, copy_project
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -86,6 +87,29 @@ def test_further_arguments_go_to_pytest() -> None:
     one_file, everything = looked_at
     assert one_file < 10
     assert everything > 1000
+
+
+@pytest.mark.parametrize("fails", [None, "test_tools", "test_other"])
+def test_every_test_is_in_one_of_two_halves(tmp_path: Path, fails: str | None) -> None:
+    """A failure in either fails the whole; what both print is there."""
+    (tmp_path / "tests").mkdir()
+    shutil.copy(ROOT / "tests/__main__.py", tmp_path / "tests")
+    names = [*(Path(path).stem for path in ASIDE), "test_other", "test_another"]
+    for name in names:
+        (tmp_path / f"tests/{name}.py").write_text(f"def test() -> None:\n    assert {name != fails}\n")
+    ran = subprocess.run(
+        [sys.executable, "-m", "tests"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=SOON,
+        check=False,
+    )
+    assert ran.returncode == (1 if fails else 0), ran.stdout + ran.stderr
+    assert sum(map(int, re.findall(r"([0-9]+) passed", ran.stdout))) == len(names) - bool(fails)
+    assert [ran.stdout.count(f"{name}.py {'F' if name == fails else '.'}") for name in names] == [1] * len(
+        names
+    )
 
 
 def test_no_pytest_and_no_network_is_one_line(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 The pages beside /bookings; the request's id on every answer; the log of requests, which no client can forge;
 and openapi.json, held against the program both ways: what is documented is served, and what is served is
 documented. A property-based tester that reads it sends one key with many tenants, and must know that 422 answers that:
-for schemathesis, whose `--checks all` it passes, 422 goes among the expected-statuses of positive_data_acceptance.
+for schemathesis, 422 goes among the expected-statuses of positive_data_acceptance.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import re
 import socket
 import sqlite3
 import struct
+import sys
 import time
 from collections.abc import Iterator
 from datetime import datetime
@@ -493,7 +494,7 @@ def test_no_client_forges_a_line(loud: Server) -> None:
     assert loud.rows() == []
 
 
-@posix_only
+@pytest.mark.skipif(sys.platform != "linux", reason="a pipe takes less in one piece elsewhere")
 def test_the_lines_of_several_workers_stay_whole(tmp_path: Path) -> None:
     """In a pipe that is full, too, where the rest of a torn line would begin one in a client's own words."""
     pipe = tmp_path / "server.log"
@@ -1013,7 +1014,7 @@ def test_the_examples_are_what_is_answered(server: Server, path: str) -> None:
 
 def test_the_examples_of_problems_are_what_is_answered(tmp_path: Path) -> None:
     """Word for word, save for the request's id in a fault."""
-    program = patched(tmp_path, "from bookings import server; server.HEAD_SECONDS = 0.2")
+    program = patched(tmp_path, "from bookings import server; server.HEAD_SECONDS = 1.0")
     with contextlib.closing(Server(tmp_path, program=program)) as server:
         assert server.book("acme", SLOT, "order-1").status == 201
         given = [
