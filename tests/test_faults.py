@@ -79,6 +79,8 @@ def test_idle_and_dripping_clients_keep_nobody_waiting(tmp_path: Path, many_desc
     patch = f"from bookings import server; server.HEAD_SECONDS = server.IDLE_SECONDS = {limit}"
     with _serving(tmp_path, "--workers=2", patch=patch) as server, contextlib.ExitStack() as stack:
         server.book()
+        # The parent's, two of each worker, and none of that booking's any more.
+        until(lambda: _used(server)["threads"] == 5)
         before = _used(server)
         silent, used = ([stack.enter_context(connect(server)) for _ in range(250)] for _ in range(2))
         for connection in used:
