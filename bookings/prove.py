@@ -11,6 +11,7 @@ It is a client: it believes only what comes over HTTP, and what another reader f
 from __future__ import annotations
 
 import argparse
+import contextlib
 import http.client
 import itertools
 import json
@@ -25,8 +26,8 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
@@ -41,6 +42,8 @@ SLOTS = 25
 ANSWER_SECONDS = 30.0
 # For fifty bookings between two kills; a slower machine is killed with fewer, and the part fails.
 LOAD_SECONDS = 10.0
+# What ends it before its time.
+ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 class Ask(NamedTuple):
@@ -76,31 +79,24 @@ class Server:
         self._process: subprocess.Popen[str] | None = None
 
     def start(self, port: str) -> None:
-        # In a thread, since Ctrl+C interrupts the main one: there it could come between the start and the assignment.
-        with ThreadPoolExecutor(1) as pool:
-            pool.submit(self._spawn, port).result()
-        assert self._process
+        command = [
+            sys.executable,
+            str(RUN),
+            f"--port={port}",
+            "--host=127.0.0.1",
+            f"--database={self.database}",
+            "--quiet",
+        ]
+        with uninterrupted():
+            # In a group of its own, so that it can be killed whole.
+            self._process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, text=True, start_new_session=True
+            )
         assert self._process.stdout
         found = re.search(r"http://127\.0\.0\.1:[0-9]+", self._process.stdout.readline())
         if not found:
             raise SystemExit("bookings.prove: the server did not start")
         self.url = found[0]
-
-    def _spawn(self, port: str) -> None:
-        self._process = subprocess.Popen(
-            [
-                sys.executable,
-                str(RUN),
-                f"--port={port}",
-                "--host=127.0.0.1",
-                f"--database={self.database}",
-                "--quiet",
-            ],
-            stdout=subprocess.PIPE,
-            text=True,
-            # A group of its own, so that it can be killed whole.
-            start_new_session=True,
-        )
 
     def kill(self) -> None:
         """End it without a warning, its workers too."""
@@ -116,6 +112,21 @@ class Server:
 
     def restart(self) -> None:
         self.start(self.url.rpartition(":")[2])
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Signals wait until the end: Ctrl+C must not come between the start of a process and the note that is kept of it."""
+    came: list[int] = []
+    heeded = [number for number in ENDING if signal.getsignal(number) not in (signal.SIG_IGN, None)]
+    before = {number: signal.signal(number, lambda number, frame: came.append(number)) for number in heeded}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
 
 
 _kept = threading.local()
@@ -206,15 +217,9 @@ def prove_race(server: Server, tenant: str) -> Result:
     with ProcessPoolExecutor(
         PROCESSES, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
     ) as pool:
-
-        def begin(number: int) -> Future[list[tuple[Ask, Answer]]]:
-            if hasattr(signal, "pthread_sigmask"):  # for those that it starts, until they ignore it
-                signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-            return pool.submit(contend, server.url, tenant, number)
-
-        # As in Server.start: a pool that is interrupted while it starts its processes waits for them for ever.
-        with ThreadPoolExecutor(1) as starter:
-            runs = list(starter.map(begin, range(PROCESSES)))
+        # A pool that is interrupted while it starts its processes waits for them for ever.
+        with uninterrupted():
+            runs = [pool.submit(contend, server.url, tenant, process) for process in range(PROCESSES)]
         pairs = [pair for run in runs for pair in run.result()]
     won = [(ask, answer) for ask, answer in pairs if answer.status == 201]
     again = [(answer, book(server.url, ask)) for ask, answer in won]
@@ -371,9 +376,8 @@ def main() -> int:
     settings = parser.parse_args()
     url = settings.url
     # As in bookings.backup: else a signal would leave the server and its folder.
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)
-        if number and signal.getsignal(number) != signal.SIG_IGN:
+    for number in ENDING:
+        if number != signal.SIGINT and signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, lambda number, frame: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="bookings-prove-") as folder:
         own = os.path.join(folder, "bookings.db")
