@@ -386,18 +386,22 @@ def main() -> int:
             if url is None:
                 server.start("0")
             results = try_all(server, (*PARTS, *PARTS_WITH_A_FILE) if url is None else PARTS)
+            passed = all(result.passed for result in results)
+            print_results(results)
+            if url is not None:
+                print("Not tried on a server that is not ours: INSERT by hand, and killing it.")
+            print("PROVED: no slot was booked twice." if passed else "FAILED: see above.", flush=True)
         except KeyboardInterrupt:
             return 130
-        except BrokenPipeError:  # nobody reads on; Python would complain once more when it closes stdout
+        except (
+            OSError
+        ) as error:  # as a closed pipe or a full disk; Python would complain once more when it closes stdout
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if not isinstance(error, BrokenPipeError):  # else nobody reads on
+                print(f"bookings.prove: {error}", file=sys.stderr)
             return 1
         finally:
             server.kill()
-    print_results(results)
-    if url is not None:
-        print("Not tried on a server that is not ours: INSERT by hand, and killing it.")
-    passed = all(result.passed for result in results)
-    print("PROVED: no slot was booked twice." if passed else "FAILED: see above.")
     return 0 if passed else 1
 
 

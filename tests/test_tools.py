@@ -607,6 +607,33 @@ def test_prove_passes_on_a_server_of_its_own(tmp_path: Path, temporary: Path) ->
     _assert_nothing_left(temporary)
 
 
+@pytest.mark.parametrize("lines", [1, 6], ids=["while it tries", "before the table"])
+def test_prove_ends_quietly_when_nobody_reads_on(tmp_path: Path, temporary: Path, lines: int) -> None:
+    """As `| head` does, which is closed here before prove goes on."""
+    wait = 'verdict(result)}", flush=True)\n        sys.stdin.readline()'
+    code = _broken(tmp_path / "code", "bookings/prove.py", 'verdict(result)}", flush=True)', wait)
+    with _start(
+        "prove", code=code, TMPDIR=str(temporary), TEMP=str(temporary), stdin=subprocess.PIPE
+    ) as process:
+        for line in range(lines):
+            if line:
+                print(file=process.stdin, flush=True)
+            assert re.match(r"\[\d/6\] .*: ok$", process.stdout.readline())
+        process.stdout.close()
+        process.stdin.close()
+        assert (process.wait(SOON), process.stderr.read()) == (1, "")
+    _assert_nothing_left(temporary)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_prove_says_that_it_cannot_print(temporary: Path) -> None:
+    with open("/dev/full", "w") as full:
+        process = _start("prove", TMPDIR=str(temporary), stdout=full)
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (1, "bookings.prove: [Errno 28] No space left on device\n")
+    _assert_nothing_left(temporary)
+
+
 def test_prove_on_a_running_server_keeps_to_tenants_of_its_own(server: Server, temporary: Path) -> None:
     for tenant in ("acme", "prove", "prove-0"):
         assert server.book(tenant, "2026-01-01T00:00:00Z", f"key of {tenant}").status == 201
