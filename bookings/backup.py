@@ -70,7 +70,7 @@ def back_up(database: str, target: str, force: bool) -> int:
                 shutil.copymode(database, partial)
             # Again: the copy took its time, and the file may have come into being.
             refuse_target(database, target, force)
-            os.replace(partial, target)
+            put_in_place(partial, target, force)
         except BaseException:
             for leftover in (partial, partial + "-journal", partial + "-wal", partial + "-shm"):
                 if os.path.exists(leftover):
@@ -96,6 +96,21 @@ def refuse_target(database: str, target: str, force: bool) -> None:
         raise CannotOpen(f"{target} is the database itself; name another file")
     if os.path.lexists(target) and not force:  # a link that leads nowhere, too
         raise CannotOpen(f"{target} exists; --force replaces it")
+
+
+def put_in_place(partial: str, target: str, force: bool) -> None:
+    """Rename; without `force` by a link, which never takes the place of a file, however late that came into being."""
+    if not force:
+        try:
+            os.link(partial, target)
+        except FileExistsError:
+            raise CannotOpen(f"{target} exists; --force replaces it") from None
+        except OSError:  # FAT has no links: there, having looked must do
+            pass
+        else:
+            os.remove(partial)
+            return
+    os.replace(partial, target)
 
 
 def show_progress(remaining: int, total: int) -> None:

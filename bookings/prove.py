@@ -393,9 +393,8 @@ def main() -> int:
             print("PROVED: no slot was booked twice." if passed else "FAILED: see above.", flush=True)
         except KeyboardInterrupt:
             return 130
-        except (
-            OSError
-        ) as error:  # as a closed pipe or a full disk; Python would complain once more when it closes stdout
+        except OSError as error:
+            # It cannot be printed, perhaps; Python would complain once more when it closes stdout.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             if not isinstance(error, BrokenPipeError):  # else nobody reads on
                 print(f"bookings.prove: {error}", file=sys.stderr)

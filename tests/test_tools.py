@@ -340,6 +340,21 @@ def test_an_existing_file_is_replaced_only_by_force(tmp_path: Path) -> None:
     assert set(_files(tmp_path)) == set(before)
 
 
+@pytest.mark.parametrize("force", [False, True])
+def test_a_file_that_comes_into_being_at_the_last_moment(tmp_path: Path, force: bool) -> None:
+    """Looking is only for a clear answer: without it, as for a file that came after it, nothing is replaced."""
+    look = "            refuse_target(database, target, force)\n"
+    code = _broken(tmp_path / "code", "bookings/backup.py", look, "            open(target, 'w').close()\n")
+    source, copy = _make(tmp_path / "bookings.db", 3), tmp_path / "copy.db"
+    ended = _run("backup", f"--database={source}", str(copy), *["--force"][:force], code=code)
+    if force:
+        assert (ended.returncode, _keys(copy)) == (0, ["key-0", "key-1", "key-2"])
+    else:
+        _assert_one_line(ended, "backup")
+        assert "--force" in ended.stderr and copy.read_bytes() == b""
+    assert {path.name for path in tmp_path.iterdir()} == {"bookings.db", "code", "copy.db"}
+
+
 @posix
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o664])
 def test_the_copy_has_the_mode_of_the_source(tmp_path: Path, mode: int) -> None:
