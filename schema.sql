@@ -15,16 +15,20 @@ CREATE TABLE IF NOT EXISTS bookings (
 
     -- A start time is a UTC instant of the years 0001 to 9999 in its one spelling, 2026-01-01T10:00:00Z: a second
     -- spelling of the same instant would be a second value for UNIQUE. '+0 seconds' makes SQLite recompute the date, so
-    -- that 30 February is not handed back as it came; IS refuses what strftime answers with NULL, where = would not.
+    -- that 30 February is not handed back as it came; IS refuses what strftime answers with NULL, where = would not. The
+    -- year 300 is looked up as 700, which has the same days: SQLite 3.40 reckons that 1 March 0300 is 29 February, its one
+    -- error in these years. A blob sorts after any text.
     start_time_utc TEXT NOT NULL
         CONSTRAINT "start_time_utc is an instant spelled like 2026-01-01T10:00:00Z"
-        CHECK (start_time_utc IS strftime('%Y-%m-%dT%H:%M:%SZ', start_time_utc, '+0 seconds')
-            AND start_time_utc >= '0001'),
+        CHECK (replace(start_time_utc, '0300-', '0700-')
+                IS strftime('%Y-%m-%dT%H:%M:%SZ', replace(start_time_utc, '0300-', '0700-'), '+0 seconds')
+            AND start_time_utc BETWEEN '0001' AND ':'),
 
     -- The idempotency key names one request for ever.
     idempotency_key TEXT NOT NULL,
 
-    -- The server passes the time itself; the default is for an INSERT written by hand. Same spelling as a start time.
+    -- The server passes the time itself; the default is for an INSERT written by hand. Same spelling as a start time,
+    -- but for the year 300, which no clock shows.
     created_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%SZ', 'now'))
         CONSTRAINT "created_at is an instant spelled like 2026-01-01T10:00:00Z"
         CHECK (created_at IS strftime('%Y-%m-%dT%H:%M:%SZ', created_at, '+0 seconds') AND created_at >= '0001'),

@@ -13,6 +13,7 @@ import json
 import re
 import sqlite3
 from collections.abc import Iterator
+from datetime import date
 from typing import Any
 from urllib.parse import quote
 
@@ -223,9 +224,16 @@ INSTANTS: list[tuple[str, str | None, str]] = [
     ("tomorrow at ten", None, NOT_ONE),
     ("", None, NOT_ONE),
 ]
+# SQLite 3.40, and not 3.51, reckons that 1 March 0300 is 29 February.
+YEAR_300: list[tuple[str, str | None, str]] = [
+    ("0300-02-28T23:59:59Z", "0300-02-28T23:59:59Z", ""),
+    ("0300-02-29T00:00:00Z", None, NO_DATE),
+    ("0300-03-01T00:00:00Z", "0300-03-01T00:00:00Z", ""),
+    ("0300-03-01T23:59:59Z", "0300-03-01T23:59:59Z", ""),
+]
 
 
-@pytest.mark.parametrize(("sent", "stored", "said"), INSTANTS, ids=_id)
+@pytest.mark.parametrize(("sent", "stored", "said"), [*INSTANTS, *YEAR_300], ids=_id)
 def test_an_instant_through_the_api(shared_server: Server, sent: str, stored: str | None, said: str) -> None:
     name = _fresh()
     answer = shared_server.book(name, sent, name)
@@ -250,6 +258,25 @@ def test_only_the_stored_spelling_passes_in_sql(
         assert _insert(table, column, sent) == ("text", sent.encode())
     else:
         _assert_table_refuses(table, column, sent)
+
+
+def test_the_table_has_each_day_of_the_calendar_and_no_other(table: sqlite3.Connection) -> None:
+    """The ends of February in all years, and each day that can be written in four of them."""
+    days = {f"{year:04}-{day}" for year in range(10_000) for day in ("02-28", "02-29", "02-30", "03-01")}
+    years = ("0300", "0700", "2000", "2026")
+    days |= {f"{year}-{month:02}-{day:02}" for year in years for month in range(14) for day in range(33)}
+    rows = [(f"{day}T10:00:00Z", day) for day in sorted(days)]
+    table.executemany(
+        "INSERT OR IGNORE INTO bookings (tenant_id, start_time_utc, idempotency_key) VALUES ('acme', ?, ?)",
+        rows,
+    )
+    real = []
+    for start, day in rows:
+        with contextlib.suppress(ValueError):
+            date(*map(int, day.split("-")))
+            real.append((start,))
+    assert len(real) > 20_000
+    assert table.execute("SELECT start_time_utc FROM bookings ORDER BY start_time_utc").fetchall() == real
 
 
 @pytest.mark.parametrize("column", ["start_time_utc", "created_at"])
