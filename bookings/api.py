@@ -105,8 +105,16 @@ def _list(request: Request, query: fields.Query, match: Match[str], store: Store
     page = store.bookings_of(asked.tenant_id, asked.at_least, asked.before, asked.after, asked.limit)
     headers = []
     if page.more:
-        following = {**query.values, "tenant_id": asked.tenant_id, "after": page.last_start}
-        target = f"/bookings?{urlencode(following, safe=':', quote_via=quote)}"
+        # The instants in their one spelling: a fraction of many zeros could make a target that is too long to be taken.
+        following = {
+            "tenant_id": asked.tenant_id,
+            "from": asked.at_least,
+            "to": asked.before,
+            "limit": query.values.get("limit", ""),
+            "after": page.last_start,
+        }
+        given = {name: value for name, value in following.items() if value}
+        target = f"/bookings?{urlencode(given, safe=':', quote_via=quote)}"
         headers.append(("Link", f'<{target}>; rel="next"'))
     return Response(200, (_JSON, *headers), page.array.encode() + b"\n")
 

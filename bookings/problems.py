@@ -81,13 +81,13 @@ KINDS: Mapping[str, Kind] = {
     "body-too-large": Kind(
         413,
         "The body is too large",
-        "A booking takes less than 2 KiB; the connection was closed before the rest was read.",
+        "A booking takes some hundred bytes; the connection was closed before the rest was read.",
         "Send the three fields of a booking and little else.",
     ),
     "target-too-long": Kind(
         414,
         "The request line is too long",
-        "No path and query of this service comes near the limit.",
+        "No path and query that this service needs comes near the limit.",
         "Look for a parameter that was filled in by mistake.",
     ),
     "not-json": Kind(
@@ -106,7 +106,7 @@ KINDS: Mapping[str, Kind] = {
         421,
         "The server is not known by this name",
         "A web page of a stranger can point a name of its own at this machine, and read what a browser then takes for its "
-        "own site (DNS rebinding). So a server that only its own machine reaches answers to localhost and addresses alone.",
+        "own site (DNS rebinding). So a server that only its own machine reaches answers to localhost, addresses and names without a dot alone.",
         "Call it by localhost or its address. A proxy in front should send one of these as Host; a name of yours can be "
         "allowed with --allowed-hosts.",
     ),

@@ -40,10 +40,11 @@ except ImportError:  # Windows, which has no such limit
 
 # RFC 9112, section 3, asks for at least 8000; the query of a list needs a few hundred.
 MAX_LINE = 8192
-# What popular servers take (Apache: 100 fields), with room for the cookies and traces that a proxy adds.
+# What popular servers take (Apache: 100 fields), with room for the cookies and traces that a proxy adds. The bytes are
+# those of all fields, without the request line.
 MAX_HEADERS = 100
 MAX_HEAD = 32768
-# A booking is under 2 KiB however it is spelled; the rest is for members that are ignored.
+# A booking is under 7 KiB, were each character an escape; the rest is for members that are ignored.
 MAX_BODY = 16384
 # Browsers and proxies keep a connection for a minute or two; whoever comes back later opens another at little cost.
 IDLE_SECONDS = 60.0
@@ -263,6 +264,8 @@ class _Connection(socketserver.BaseRequestHandler):
             if cause:  # as str, which names the file, where repr does not
                 _logger.error("%s %s (%s: %s)", self._request_id, problem.detail, type(cause).__name__, cause)
             response = api.refusal(problem)
+            if not self._head:  # it had no end, but may have had a first line
+                self._take_line(self._received.partition(b"\r\n")[0].decode("utf-8", "replace"))
         keep = keep and not self.server.stopping
         # The method is known even where the rest could not be read, be it for its form or for its length.
         with_body = not (self._head or self._received).startswith(b"HEAD ")
@@ -305,17 +308,18 @@ class _Connection(socketserver.BaseRequestHandler):
         """The next request, and whether the connection goes on after it; Problem for one that cannot be read."""
         self._head = self._read_head()
         request_line, *lines = self._head.decode("utf-8", "surrogateescape").split("\r\n")
-        match = _REQUEST_LINE.fullmatch(request_line)
+        match = self._take_line(request_line)
         if not match:
             raise Problem("malformed-request", "The request line is not of the form METHOD /path HTTP/1.1.")
-        self._method, self._target = match[1], match[2]
-        if match[3] != "1":
-            raise Problem("http-version", "Send the request as HTTP/1.1.")
-        version = int(match[4])
         headers = _parse_headers(lines)
         ids = headers.get("x-request-id", [])
         if len(ids) == 1 and _REQUEST_ID.fullmatch(ids[0]):
             self._request_id = ids[0]
+        if match[3] != "1":
+            raise Problem("http-version", "Send the request as HTTP/1.1.")
+        if len(lines) > MAX_HEADERS:
+            raise Problem("headers-too-large", f"Send at most {MAX_HEADERS} header fields.")
+        version = int(match[4])
         _check_host(headers, version)
         for host in headers.get("host", ()):
             if not self.server.knows(host):
@@ -330,6 +334,13 @@ class _Connection(socketserver.BaseRequestHandler):
             self.request.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
         body = self._read_body(length or 0)
         return api.Request(self._method, self._target, headers, body), keep
+
+    def _take_line(self, line: str) -> re.Match[str] | None:
+        """The parts of a request line, of which the log has two; None where it is none."""
+        match = _REQUEST_LINE.fullmatch(line)
+        if match:
+            self._method, self._target = match[1], match[2]
+        return match
 
     def _wait_for_request(self) -> None:
         """Until its first byte; a connection that waits here may be closed at any time without harm."""
@@ -354,10 +365,10 @@ class _Connection(socketserver.BaseRequestHandler):
             end = self._received.find(b"\r\n\r\n", searched)
             # The end may have arrived but for its last byte, so that three bytes may be no part of the head.
             size = len(self._received) - 3 if end < 0 else end
-            first_line = self._received.find(b"\r\n", 0, MAX_LINE + 2)
-            if first_line < 0 and len(self._received) > MAX_LINE + 1:
+            line_end = self._received.find(b"\r\n", 0, MAX_LINE + 2)
+            if line_end < 0 and len(self._received) > MAX_LINE + 1:
                 raise Problem("target-too-long", f"Send a request line of at most {MAX_LINE} bytes.")
-            if size > MAX_HEAD:
+            if size > line_end + 2 + MAX_HEAD:
                 raise Problem("headers-too-large", f"Send at most {MAX_HEAD} bytes of headers.")
             if _BARE_LINE_FEED.search(self._received, searched, len(self._received) if end < 0 else end):
                 raise Problem("malformed-request", "A line ends in a bare line feed; send CRLF.")
@@ -407,8 +418,6 @@ class _Connection(socketserver.BaseRequestHandler):
 
 def _parse_headers(lines: list[str]) -> dict[str, list[str]]:
     """The values of each header, by its name in lower case; Problem for what is not well-formed."""
-    if len(lines) > MAX_HEADERS:
-        raise Problem("headers-too-large", f"Send at most {MAX_HEADERS} header fields.")
     headers: dict[str, list[str]] = {}
     for line in lines:
         field = _HEADER.fullmatch(line)

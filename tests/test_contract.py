@@ -27,6 +27,7 @@ from bookings.problems import KINDS
 from bookings.server import BODY_SECONDS, HEAD_SECONDS, MAX_BODY, MAX_HEAD, MAX_HEADERS, MAX_LINE
 from bookings.store import BUSY_SECONDS
 from tests.conftest import CANONICAL, SOON, Answer, Server, assert_problem, at_once
+from tests.test_service import assert_documented
 
 POST = b"POST /bookings HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 MEMBERS = ["id", "tenant_id", "start_time_utc", "idempotency_key", "created_at"]
@@ -561,7 +562,9 @@ def test_full_disk(small_disk: Path, tmp_path: Path) -> None:
             while True:
                 file.write(b"x" * 4096)
         for _ in range(2):
-            assert_problem(server.book("acme", "2026-01-02T10:00:00Z", "k2"), 507, "database-full")
+            full = server.book("acme", "2026-01-02T10:00:00Z", "k2")
+            assert_problem(full, 507, "database-full")
+            assert_documented(full, "POST", "/bookings")
         listed = server.call("GET", "/bookings", X_Tenant_ID="acme")
         assert (listed.status, listed.json) == (200, [booked.json])
         assert len(server.rows()) == 1

@@ -375,7 +375,17 @@ def test_a_line_for_each_request(loud: Server) -> None:
         "r6": (_request(b"OPTIONS * HTTP/1.1", b"X-Request-ID: r6"), "OPTIONS", "*", 204),
         "r7": (_request(b"GET http://x/?%22 HTTP/1.1", b"X-Request-ID: r7"), "GET", "http://x/?%22", 400),
         "r8": (_request(b"BREW /%F0%9F HTTP/1.1", b"X-Request-ID: r8"), "BREW", "/%F0%9F", 404),
-        "r9": (_badly_framed(413, "POST", "/x", b"X-Request-ID: r9"), "POST", "/x", 413),
+        # Whose head has an end; the others are in the test below.
+        **{
+            f"r{status}": (
+                _badly_framed(status, "PUT", "/x", b"X-Request-ID: r%d" % status),
+                "PUT",
+                "/x",
+                status,
+            )
+            for status in FRAMING
+            if status != 414
+        },
     }
     before = time.time()
     received, took = {}, {}
@@ -396,6 +406,26 @@ def test_a_line_for_each_request(loud: Server) -> None:
         # The log's milliseconds are cut off, not rounded.
         assert before - 0.001 <= at <= after
     assert loud.rows() == [(name, SLOT, name)]
+
+
+def test_a_line_for_what_has_no_end(tmp_path: Path) -> None:
+    """The request line may be there all the same, and says what to look for."""
+    program = patched(
+        tmp_path, "sys.argv.remove('--quiet'); from bookings import server; server.HEAD_SECONDS = 0.5"
+    )
+    sent = {
+        b"GET /x HTTP/1.1\r\nX: " + b"x" * 70_000: "GET /x 431",
+        b"PUT /y HTTP/1.1\r\nHost:": "PUT /y 408",
+        b"PUT /y": "- - 408",
+        b"GET /" + b"x" * 70_000: "- - 414",
+    }
+    with contextlib.closing(Server(tmp_path, program=program)) as loud:
+        for request in sent:
+            loud.raw(request)
+        found = [
+            f"{match['method']} {match['target']} {match['status']}" for match in _logged(loud, len(sent))
+        ]
+    assert found == list(sent.values())
 
 
 @contextlib.contextmanager
@@ -860,7 +890,7 @@ FIXED = {"Date", "Cache-Control", "X-Content-Type-Options", "X-Request-ID"}
 FRAME = {"Content-Type", "Content-Length", "Connection"}
 
 
-def _check(answer: Answer, method: str, path: str) -> None:
+def assert_documented(answer: Answer, method: str, path: str) -> None:
     """The answer is one that is documented for this path; another method's is the 405 of its components."""
     operation = DOCUMENT["paths"][path].get(method.lower())
     if operation:
@@ -928,7 +958,7 @@ def test_every_method_is_served_or_refused_as_documented(documented: Server, pat
         assert (answer.status == 405) == (method not in operations)
         if answer.status in (204, 405):
             assert set(answer.headers["Allow"].split(", ")) == operations
-        _check(answer, method, path)
+        assert_documented(answer, method, path)
     assert documented.rows() == before
 
 
@@ -966,7 +996,7 @@ def test_every_status_is_documented_and_every_documented_one_is_given(
         ]
         before = [*before, (new, SLOT, new)]
     for answer in given:
-        _check(answer, method.upper(), path)
+        assert_documented(answer, method.upper(), path)
     befalls = BEFALL_ANY | (BEFALL_BOOKING if method == "post" else set())
     assert {str(answer.status) for answer in given} | befalls == set(operation["responses"])
     assert documented.rows() == before
@@ -984,7 +1014,7 @@ def test_a_fault_is_answered_as_documented(server: Server) -> None:
     _execute(server, FAULT)
     answer = server.book()
     assert answer.status == 500
-    _check(answer, "POST", "/bookings")
+    assert_documented(answer, "POST", "/bookings")
     schema = DOCUMENT["components"]["schemas"]["Problem"]
     assert answer.json.keys() - set(schema["required"]) == {"request_id"}
     assert server.rows() == []
@@ -1002,7 +1032,7 @@ def test_the_examples_are_what_is_answered(server: Server, path: str) -> None:
 
     got = server.call("GET", _target(path), **({"X_Tenant_ID": "acme"} if "/bookings" in path else {}))
     assert got.status == 200
-    _check(got, "GET", path)
+    assert_documented(got, "GET", path)
     content = DOCUMENT["paths"][path]["get"]["responses"]["200"]["content"]["application/json"]
     text = json.dumps(got.json).replace(made.json["created_at"], example["created_at"])
     shown = content["examples"]["example"]["value"]
@@ -1050,20 +1080,22 @@ def test_lists_and_bookings_are_as_documented(server: Server) -> None:
     """Texts of all kinds, and instants in all spellings, in what is answered."""
     for number, text in enumerate(TEXTS):
         answer = server.book(text, SLOT, f"key-{number}")
-        _check(answer, "POST", "/bookings")
-        _check(server.book(text, SLOT, f"key-{number}"), "POST", "/bookings")
-        _check(server.call("GET", f"/bookings?tenant_id={quote(text, safe='')}"), "GET", "/bookings")
-        _check(
+        assert_documented(answer, "POST", "/bookings")
+        assert_documented(server.book(text, SLOT, f"key-{number}"), "POST", "/bookings")
+        assert_documented(
+            server.call("GET", f"/bookings?tenant_id={quote(text, safe='')}"), "GET", "/bookings"
+        )
+        assert_documented(
             server.call("GET", f"/bookings/{answer.json['id']}?tenant_id={quote(text, safe='')}"),
             "GET",
             "/bookings/{id}",
         )
     for number, (sent, _, _) in enumerate(INSTANTS):
-        _check(server.book("acme-2", sent, f"acme-{number}"), "POST", "/bookings")
+        assert_documented(server.book("acme-2", sent, f"acme-{number}"), "POST", "/bookings")
     for method in ("GET", "HEAD"):
         page = server.call(method, "/bookings?limit=1", X_Tenant_ID="acme-2")
         assert page.headers["Link"]
-        _check(page, method, "/bookings")
+        assert_documented(page, method, "/bookings")
     assert len(server.rows()) == len(TEXTS) + len({stored for _, stored, _ in INSTANTS if stored})
 
 
@@ -1106,11 +1138,11 @@ def test_a_query_parameter_is_taken_where_it_is_documented(
         sent = _valid(method, path).replace(b" HTTP", f"?{name}={value} HTTP".encode(), 1)
         answer = _parsed(documented.raw(sent))
         assert answer.status == (200 if name in parameters else 400), name
-        _check(answer, method.upper(), path)
+        assert_documented(answer, method.upper(), path)
 
 
 def test_the_document_is_served_as_it_is(shared_server: Server) -> None:
     answer = shared_server.call("GET", "/openapi.json")
     assert (answer.status, answer.headers["Content-Type"]) == (200, "application/json")
     assert answer.body == (ROOT / "bookings" / "openapi.json").read_bytes()
-    _check(answer, "GET", "/openapi.json")
+    assert_documented(answer, "GET", "/openapi.json")
