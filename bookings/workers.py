@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 from bookings.databases import kind_of
 from bookings.server import DRAIN_SECONDS, BookingServer
@@ -32,8 +33,10 @@ LOOK_SECONDS = 0.05
 # A worker that has not ended so long after a stop is stuck, or stands still. More than it takes to drain, and less than
 # the 10 s after which those who stop servers kill them all.
 STOP_SECONDS = DRAIN_SECONDS + 1.0
-# The last signal is Ctrl+Break, on Windows alone.
-STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)]
+# The last one is Ctrl+Break, on Windows alone.
+STOP_SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)
+]
 
 _logger = logging.getLogger("bookings")
 
@@ -83,11 +86,21 @@ def _on_first(signals: Sequence[int], stop: Callable[[], None]) -> None:
 
     def handle(number: int, frame: object) -> None:
         for each in signals:
-            signal.signal(each, signal.SIG_DFL)
+            signal.signal(each, signal.SIG_IGN if _is_hangup(each) else signal.SIG_DFL)
         stop()
 
+    _handle(signals, handle)
+
+
+def _is_hangup(number: int) -> bool:
+    """Whether a terminal has closed. It and its shell both say so, so that this is never the second signal."""
+    return number == getattr(signal, "SIGHUP", None)
+
+
+def _handle(signals: Sequence[int], handle: Callable[[int, Any], None]) -> None:
     for each in signals:
-        signal.signal(each, handle)
+        if not (_is_hangup(each) and signal.getsignal(each) == signal.SIG_IGN):  # as nohup has it
+            signal.signal(each, handle)
 
 
 def _at_the_end_of(pipe: int, stop: Callable[[], None]) -> None:
@@ -110,8 +123,7 @@ class _Parent:
         self._pipe = os.pipe()
 
     def run(self, count: int, up: Callable[[], None]) -> int:
-        for each in STOP_SIGNALS:
-            signal.signal(each, self._on_signal)
+        _handle(STOP_SIGNALS, self._on_signal)
         # A signal that came right before os.wait would be acted on when a worker ends, and not sooner; a pipe keeps it.
         awake, wake = os.pipe()
         os.set_blocking(wake, False)
@@ -201,6 +213,8 @@ class _Parent:
 
     def _on_signal(self, number: int, frame: object) -> None:
         if self._stopping:
+            if _is_hangup(number):
+                return
             self._kill()
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)

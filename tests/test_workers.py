@@ -453,6 +453,40 @@ def test_a_second_signal_ends_it_now(tmp_path: Path, number: int, to: str) -> No
         assert "Traceback" not in server.log.read_text()
 
 
+@forks
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_terminal_that_closes_stops_it(tmp_path: Path, count: int) -> None:
+    """However often it says so, as its shell does, too: what is in flight is answered, and no log stays behind."""
+    with _serving(tmp_path, f"--workers={count}") as server:
+        workers = _workers(server)
+        with _in_flight(server, workers or {server.process.pid}) as held:
+            _signal(server, signal.SIGHUP, "group")
+            until(lambda: _refused(server))
+            _signal(server, signal.SIGHUP, "group")
+            answers = [_finish(each) for each in held]
+        assert [answer.split(b" ")[1] for answer in answers] == [b"201"] * count
+        assert _ends(server, AT_ONCE) == 0
+        assert not _alive(workers)
+        assert not Path(f"{server.database}-wal").exists()
+        assert len(server.rows()) == count
+
+
+@forks
+@pytest.mark.parametrize("count", [1, 2])
+def test_without_a_terminal_it_stays(tmp_path: Path, count: int) -> None:
+    """As nohup has it."""
+    was = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        server = Server(tmp_path, f"--workers={count}")
+    finally:
+        signal.signal(signal.SIGHUP, was)
+    with contextlib.closing(server):
+        _signal(server, signal.SIGHUP, "group")
+        assert server.book().status == 201
+        assert server.stop() == 0
+        assert server.rows() == [("acme", "2026-01-01T10:00:00Z", "k1")]
+
+
 # Between the line that says it serves and its readiness for signals, there would be a moment; this makes it long.
 _SLOW_TO_LISTEN = """
 import signal, time
