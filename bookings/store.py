@@ -440,13 +440,27 @@ def reading(path: str) -> Iterator[Reader]:
     with _opening(path):
         if not os.path.exists(path):
             raise CannotOpen(f"there is no database at {path}; python run.py makes it")
-        # A reader of a WAL database keeps a file beside it. Where it cannot, and no server has one there, nobody writes.
+        # A reader of a WAL database makes a log beside it, where there is none, and leaves it behind. Where it cannot, or
+        # where it could not remove it, and a server could not write it, it reads as if nobody wrote, since no server does.
         wal, _ = _logs_of(path)
-        alone = not os.access(os.path.dirname(wal), os.W_OK) and not os.path.exists(wal)
-        with closing(_connect(_uri(path, "mode=ro&immutable=1" if alone else "mode=ro"))) as db:
-            db.execute("BEGIN")
-            _check_table(db, path)
-            yield Reader(db)
+        own = os.access(os.path.dirname(wal), os.W_OK) and os.access(path, os.W_OK)
+        mode = "mode=ro" if own or os.path.exists(wal) else "mode=ro&immutable=1"
+        try:
+            with closing(_connect(_uri(path, mode))) as db:
+                db.execute("BEGIN")
+                _check_table(db, path)
+                yield Reader(db)
+        finally:
+            with suppress(OSError):  # a server that ends has removed it
+                if own and not os.path.getsize(wal):
+                    _remove_log(path)
+
+
+def _remove_log(path: str) -> None:
+    """As the last one that may write does, if this is the last one."""
+    with suppress(sqlite3.Error), closing(_connect(_uri(path, "mode=rw"))) as db:
+        db.execute(_waiting(0))
+        db.execute(PING).fetchone()
 
 
 def insert_by_hand(path: str, tenant_id: str, start_time_utc: str, idempotency_key: str) -> str:

@@ -117,6 +117,28 @@ def _assert_one_line(ended: subprocess.CompletedProcess[str], tool: str) -> None
     assert len(ended.stderr.splitlines()) == 1, ended.stderr
 
 
+@pytest.mark.parametrize("tool", ["show", "backup"])
+@pytest.mark.parametrize("running", [False, True])
+def test_who_looks_leaves_no_file(tmp_path: Path, tool: str, running: bool) -> None:
+    """An empty log that stays could be one that the server may not write, and hinders `backup --force`."""
+    copy = [str(tmp_path / "copy.db")] if tool == "backup" else []
+    with contextlib.closing(Server(tmp_path)) as server:
+        assert server.book().status == 201
+        if not running:
+            server.stop()
+        before = _files(tmp_path)
+        assert set(before) == {
+            "bookings.db",
+            "server.log",
+            *(["bookings.db-wal", "bookings.db-shm"] if running else []),
+        }
+        assert _run(tool, f"--database={server.database}", *copy).returncode == 0
+        after = _files(tmp_path)
+        assert set(after) - set(before) == ({"copy.db"} if copy else set())
+        for name in ("bookings.db", "bookings.db-wal"):
+            assert after.get(name) == before.get(name)
+
+
 # bookings.show
 
 TENANTS = ("Müller & Söhne 日本", "acme", "zoo")
