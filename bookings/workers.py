@@ -18,7 +18,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
 
 from bookings.databases import kind_of
 from bookings.server import DRAIN_SECONDS, BookingServer
@@ -33,6 +32,8 @@ LOOK_SECONDS = 0.05
 # A worker that has not ended so long after a stop is stuck, or stands still. More than it takes to drain, and less than
 # the 10 s after which those who stop servers kill them all.
 STOP_SECONDS = DRAIN_SECONDS + 1.0
+# Who stops a process and its group, as timeout does, sends it the signal twice. A person takes longer to press Ctrl+C again.
+SAME_SECONDS = 0.01
 # The last one is Ctrl+Break, on Windows alone.
 STOP_SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)
@@ -70,7 +71,7 @@ def _work(
 ) -> int:
     """Serve until a signal, or until the parent's pipe ends; 0 if every request in flight was answered."""
     server = BookingServer(listener, store, allowed_hosts)
-    _on_first(signals, lambda: threading.Thread(target=server.shutdown).start())
+    _on_signals(signals, lambda: threading.Thread(target=server.shutdown).start(), lambda: None)
     if parent is not None:
         threading.Thread(target=_at_the_end_of, args=(parent, server.shutdown), daemon=True).start()
     up()
@@ -81,25 +82,24 @@ def _work(
     return 0 if answered else 1
 
 
-def _on_first(signals: Sequence[int], stop: Callable[[], None]) -> None:
-    """Call `stop` at the first of these signals; a second one ends the process at once."""
+def _on_signals(signals: Sequence[int], stop: Callable[[], None], end: Callable[[], None]) -> None:
+    """Call `stop` at the first of these signals; at a second one, `end`, and the process dies of it."""
+    first = None
 
     def handle(number: int, frame: object) -> None:
-        for each in signals:
-            signal.signal(each, signal.SIG_IGN if _is_hangup(each) else signal.SIG_DFL)
-        stop()
+        nonlocal first
+        if first is None:
+            first = time.monotonic()
+            stop()
+        elif number != hangup and time.monotonic() - first >= SAME_SECONDS:
+            end()
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
 
-    _handle(signals, handle)
-
-
-def _is_hangup(number: int) -> bool:
-    """Whether a terminal has closed. It and its shell both say so, so that this is never the second signal."""
-    return number == getattr(signal, "SIGHUP", None)
-
-
-def _handle(signals: Sequence[int], handle: Callable[[int, Any], None]) -> None:
+    # A terminal that has closed, of which its shell tells, too: it is never the second signal.
+    hangup = getattr(signal, "SIGHUP", None)
     for each in signals:
-        if not (_is_hangup(each) and signal.getsignal(each) == signal.SIG_IGN):  # as nohup has it
+        if each != hangup or signal.getsignal(each) != signal.SIG_IGN:  # as nohup has it
             signal.signal(each, handle)
 
 
@@ -123,7 +123,7 @@ class _Parent:
         self._pipe = os.pipe()
 
     def run(self, count: int, up: Callable[[], None]) -> int:
-        _handle(STOP_SIGNALS, self._on_signal)
+        _on_signals(STOP_SIGNALS, self._stop, self._kill)
         # A signal that came right before os.wait would be acted on when a worker ends, and not sooner; a pipe keeps it.
         awake, wake = os.pipe()
         os.set_blocking(wake, False)
@@ -210,15 +210,6 @@ class _Parent:
             if sys.stderr:
                 sys.stderr.flush()
             os._exit(status)
-
-    def _on_signal(self, number: int, frame: object) -> None:
-        if self._stopping:
-            if _is_hangup(number):
-                return
-            self._kill()
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        self._stop()
 
     def _kill(self) -> None:
         for worker in self._started:

@@ -16,6 +16,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import KILL, ROOT, SOON, Answer, Server, assert_problem, at_once, patched, until
+from bookings.workers import SAME_SECONDS
+from tests.conftest import (
+    KILL,
+    ROOT,
+    SOON,
+    Answer,
+    Server,
+    assert_problem,
+    at_once,
+    patched,
+    until,
+)
 
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is one process where there is no fork")
 # A stop that waits for nobody takes no longer than this; one that sat out its drain would take 8 s.
@@ -442,6 +454,7 @@ def test_a_second_signal_ends_it_now(tmp_path: Path, number: int, to: str) -> No
             _signal(server, number, to)
             until(lambda: _refused(server))
             assert _alive(workers) == workers
+            time.sleep(SAME_SECONDS)
             _signal(server, number, to)
             # Whether it dies of the signal or sees its workers die of theirs first, is a race.
             assert _ends(server, AT_ONCE) in (-number, 1)
@@ -468,6 +481,22 @@ def test_a_terminal_that_closes_stops_it(tmp_path: Path, count: int) -> None:
         assert _ends(server, AT_ONCE) == 0
         assert not _alive(workers)
         assert not Path(f"{server.database}-wal").exists()
+        assert len(server.rows()) == count
+
+
+@forks
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_stop_that_is_sent_twice_is_one(tmp_path: Path, count: int) -> None:
+    """As timeout sends it, to the process and to its group."""
+    with _serving(tmp_path, f"--workers={count}") as server:
+        with _in_flight(server, _workers(server) or {server.process.pid}) as held:
+            for _ in range(2):
+                _signal(server, signal.SIGTERM, "parent")
+                time.sleep(0.001)  # else the system may make one of them
+            until(lambda: _refused(server))
+            answers = [_finish(each) for each in held]
+        assert [answer.split(b" ")[1] for answer in answers] == [b"201"] * count
+        assert _ends(server, AT_ONCE) == 0
         assert len(server.rows()) == count
 
 
