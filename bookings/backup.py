@@ -7,6 +7,7 @@ a good copy or is not there. A failure leaves nothing behind. This module knows 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
 import signal
@@ -34,7 +35,6 @@ def main() -> int:
     clean_up_on_signals()
     try:
         count = back_up(settings.database, os.path.abspath(settings.file), settings.force)
-        print(f"{count} booking{'' if count == 1 else 's'} copied to {settings.file}", flush=True)
     except CannotOpen as error:
         print(f"bookings.backup: {error}", file=sys.stderr)
         return 1
@@ -43,6 +43,14 @@ def main() -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+    if sys.stdout:  # not closed by who started this
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        try:
+            print(f"{count} booking{'' if count == 1 else 's'} copied to {settings.file}", flush=True)
+        except (
+            OSError
+        ):  # the copy is made all the same; Python would complain once more when it closes stdout
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
@@ -62,9 +70,8 @@ def back_up(database: str, target: str, force: bool) -> int:
         handle, partial = tempfile.mkstemp(dir=os.path.dirname(target), prefix=os.path.basename(target) + ".")
         try:
             os.close(handle)
-            count = reader.copy_to(
-                partial, show_progress if sys.stderr.isatty() else lambda remaining, total: None
-            )
+            to_see = sys.stderr and sys.stderr.isatty()
+            count = reader.copy_to(partial, show_progress if to_see else lambda remaining, total: None)
             sync(partial)
             if os.path.exists(database):  # a cluster has no mode, and its copy is for its owner alone
                 shutil.copymode(database, partial)
@@ -77,7 +84,8 @@ def back_up(database: str, target: str, force: bool) -> int:
                     os.remove(leftover)
             raise
         if os.name != "nt":  # where a folder cannot be opened, and a rename is on the disk by itself
-            sync(os.path.dirname(target))
+            with contextlib.suppress(PermissionError):  # one that may be written, but not read
+                sync(os.path.dirname(target))
         return count
 
 

@@ -825,6 +825,33 @@ def test_backup_replaces_nothing_but_a_file(tmp_path: Path, server: Server) -> N
 
 
 @posix
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">/dev/full", "| true"])
+def test_a_copy_is_made_whoever_hears_of_it(tmp_path: Path, closed: str) -> None:
+    source, copy = _make(tmp_path / "bookings.db", 3), tmp_path / "copy.db"
+    if "full" in closed and not os.path.exists("/dev/full"):
+        pytest.skip("needs /dev/full")
+    command = [sys.executable, "-m", "bookings.backup", f"--database={source}", str(copy)]
+    ended = subprocess.run(
+        ["sh", "-c", f'"$@" {closed}', "sh", *command],
+        cwd=ROOT,
+        capture_output=True,
+        timeout=SOON,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    assert _keys(copy) == ["key-0", "key-1", "key-2"]
+
+
+@posix
+def test_a_copy_whose_name_cannot_be_shown(tmp_path: Path) -> None:
+    source, copy = _make(tmp_path / "bookings.db", 3), tmp_path / "käse\udce9.db"
+    ended = _run("backup", f"--database={source}", str(copy), PYTHONIOENCODING="ascii")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.endswith("k\\xe4se\\udce9.db\n")
+    assert _keys(copy) == ["key-0", "key-1", "key-2"]
+
+
+@posix
 @pytest.mark.parametrize("tool", ["show", "backup"])
 def test_a_closed_output_is_no_traceback(tmp_path: Path, server: Server, tool: str) -> None:
     copy = [str(tmp_path / "copy.db")] if tool == "backup" else []
