@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -43,17 +44,16 @@ ASIDE = [f"tests/test_{name}.py" for name in ("bench", "cluster", "rqlite", "ser
 def main(arguments: list[str]) -> int:
     """The exit status of pytest: of one with these arguments, or of two that share all tests, 0 only if of both."""
     pytest = [python_with_pytest(), "-m", "pytest", "-rs"]
+    # pytest gets it too, and ends its servers before it ends; it would be killed while it does.
+    signal.signal(signal.SIGINT, lambda number, frame: None)
     if arguments:
         return subprocess.call([*pytest, *arguments], cwd=HERE.parent)
     with tempfile.TemporaryFile() as printed:
         # One cache is not for two.
         command = [*pytest, "-p", "no:cacheprovider", *ASIDE]
         with subprocess.Popen(command, cwd=HERE.parent, stdout=printed, stderr=printed) as aside:
-            try:
-                others = subprocess.call([*pytest, *(f"--ignore={path}" for path in ASIDE)], cwd=HERE.parent)
-                failed = aside.wait() or others
-            finally:
-                aside.terminate()
+            others = subprocess.call([*pytest, *(f"--ignore={path}" for path in ASIDE)], cwd=HERE.parent)
+            failed = aside.wait() or others
         printed.seek(0)
         sys.stdout.buffer.write(printed.read())
     return failed

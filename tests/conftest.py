@@ -88,8 +88,13 @@ class Server:
         # One that says nothing would keep all tests waiting.
         overdue = threading.Timer(2 * SOON, self.process.kill)
         overdue.start()
-        self.first_line = self.process.stdout.readline()
-        overdue.cancel()
+        try:
+            self.first_line = self.process.stdout.readline()
+        except BaseException:  # Ctrl+C, which does not reach it, and nobody would close it
+            self.process.kill()
+            raise
+        finally:
+            overdue.cancel()
         found = re.search(r"http://.*:([0-9]+), database", self.first_line)
         assert found, f"{self.first_line!r} {self.log.read_text()}"
         self.port = int(found[1])

@@ -9,6 +9,7 @@ import contextlib
 import os
 import re
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.__main__ import ASIDE
-from tests.conftest import CANONICAL, ROOT, SOON, Server, copy_project
+from tests.conftest import CANONICAL, ROOT, SOON, Server, copy_project, until
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -110,6 +111,38 @@ def test_every_test_is_in_one_of_two_halves(tmp_path: Path, fails: str | None) -
     assert [ran.stdout.count(f"{name}.py {'F' if name == fails else '.'}") for name in names] == [1] * len(
         names
     )
+
+
+# It says that it waits, and that it has tidied up, which takes it longer than a child is let live by subprocess.call.
+WAITS = """
+import pathlib, time
+def test():
+    (pathlib.Path(__file__).parent / "waits-NAME").touch()
+    try:
+        time.sleep(60)
+    finally:
+        time.sleep(1)
+        (pathlib.Path(__file__).parent / "tidied-NAME").touch()
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows cannot send a signal to one group alone")
+@pytest.mark.parametrize("arguments", [(), ("-q", "tests/test_tools.py", "tests/test_other.py")])
+def test_ctrl_c_lets_every_test_tidy_up(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    """Else their servers would stay."""
+    (tmp_path / "tests").mkdir()
+    shutil.copy(ROOT / "tests/__main__.py", tmp_path / "tests")
+    for path in ASIDE:
+        (tmp_path / path).touch()
+    for name in ("tools", "other"):
+        (tmp_path / f"tests/test_{name}.py").write_text(WAITS.replace("NAME", name))
+    names = ["tools"] if arguments else ["tools", "other"]
+    command = [sys.executable, "-m", "tests", *arguments]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, start_new_session=True) as ran:
+        until(lambda: all((tmp_path / f"tests/waits-{name}").exists() for name in names))
+        os.killpg(ran.pid, signal.SIGINT)
+        assert ran.wait(SOON) == 2
+        assert all((tmp_path / f"tests/tidied-{name}").exists() for name in names)
 
 
 def test_no_pytest_and_no_network_is_one_line(tmp_path: Path) -> None:
