@@ -10,6 +10,7 @@ if sys.hexversion < 0x03090000:
 import argparse
 import logging
 import os
+import re
 import time
 from typing import NoReturn  # noqa: F401 - named in a type comment
 
@@ -40,6 +41,8 @@ def main():
         return serve(listener, settings.database, settings.allowed_hosts, settings.workers, lambda: say(line))
     except CannotOpen as error:
         return fail(str(error))
+    except OSError as error:
+        return fail("cannot start: " + (error.strerror or str(error)))
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -115,7 +118,13 @@ def port_number(text):
 
 def host_names(text):
     # type: (str) -> list[str]
-    return [name.strip().lower() for name in text.split(",") if name.strip()]
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if not re.fullmatch("[A-Za-z0-9._-]+", name):
+            raise argparse.ArgumentTypeError(
+                "not a host name: " + repr(name) + "; give one like bookings.example, without scheme and port"
+            )
+    return [name.lower() for name in names]
 
 
 def worker_count(text):

@@ -54,7 +54,8 @@ def serve(
 ) -> int:
     """Serve with so many workers until a signal asks to stop; the exit status.
 
-    `up` is called when they have opened the database. Raises CannotOpen where the only one cannot.
+    `up` is called when they have opened the database. Raises CannotOpen where the only one cannot, and OSError where
+    the system has no room for so many.
     """
     if count == 1:
         return _work(listener, kind_of(database).open(database, None), allowed_hosts, STOP_SIGNALS, None, up)
@@ -167,19 +168,24 @@ class _Parent:
                 self._stop()
             else:
                 _logger.error("worker %d ended with status %d; starting another", worker, status)
-                self._start()
-        return 1 if failed else 0
+                try:
+                    self._start()
+                except OSError as error:  # the others go on
+                    _logger.error("cannot start another: %s", error.strerror)
+        return 1 if failed or not self._stopping else 0
 
     def _start(self, starting: int | None = None) -> None:
         # A signal between the look and the fork would leave a worker behind, and one that a worker gets before it has
         # handlers of its own would be acted on as if it were the parent.
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-        if not self._stopping:
-            worker = os.fork()
-            if not worker:
-                self._be_a_worker(starting)
-            self._started[worker] = time.monotonic()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        try:
+            if not self._stopping:
+                worker = os.fork()
+                if not worker:
+                    self._be_a_worker(starting)
+                self._started[worker] = time.monotonic()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     def _be_a_worker(self, starting: int | None) -> None:
         status = 1

@@ -330,6 +330,27 @@ def test_a_port_that_is_none_in_the_environment(tmp_path: Path) -> None:
     assert not _files(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "host",
+    [
+        "http://a.example",
+        "a.example:3000",
+        "a.example/",
+        "*.a.example",
+        "a b",
+        "user@a.example",
+        "bücher.example",
+    ],
+)
+def test_an_allowed_host_that_is_no_name(tmp_path: Path, host: str) -> None:
+    """It would match no Host, and nobody would know why."""
+    assert repr(host) in _fault(
+        tmp_path, sys.executable, RUN, "--port=0", f"--allowed-hosts=b.example,{host}"
+    )
+    assert repr(host) in _fault(tmp_path, sys.executable, RUN, "--port=0", ALLOWED_HOSTS=host)
+    assert not _files(tmp_path)
+
+
 def test_a_port_that_is_taken(server: Server, tmp_path: Path) -> None:
     assert server.book(*SLOT).status == 201
     second = tmp_path / "second"
@@ -446,7 +467,7 @@ _OTHER_TABLES = {
     "UNIQUE that replaces": ("UNIQUE (idempotency_key)", "UNIQUE (idempotency_key) ON CONFLICT REPLACE"),
     "no NOT NULL": ("start_time_utc TEXT NOT NULL", "start_time_utc TEXT"),
     "no CHECK": ("CHECK (id BETWEEN 1 AND 9007199254740991)", ""),
-    "another CHECK": ("start_time_utc >= '0001'", "start_time_utc >= '0000'"),
+    "another CHECK": ("start_time_utc BETWEEN '0001' AND ':'", "start_time_utc >= '0000'"),
     "a column more": ("UNIQUE (tenant_id,", "note TEXT, UNIQUE (tenant_id,"),
     "of another program": (SCHEMA, "CREATE TABLE bookings (guest, room)"),
     "another case": (SCHEMA, "CREATE TABLE Bookings (guest, room)"),

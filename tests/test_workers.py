@@ -466,6 +466,49 @@ def test_a_second_signal_ends_it_now(tmp_path: Path, number: int, to: str) -> No
         assert "Traceback" not in server.log.read_text()
 
 
+# After so many processes there is no room for another, as with `ulimit -u`.
+_NO_MORE = """
+import errno, os
+real, left = os.fork, [%d]
+def fork():
+    left[0] -= 1
+    if left[0] < 0:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+    return real()
+os.fork = fork
+"""
+
+
+@forks
+@pytest.mark.parametrize("room", [0, 1])
+def test_no_room_for_so_many_processes(tmp_path: Path, room: int) -> None:
+    command = [sys.executable, str(patched(tmp_path, _NO_MORE % room)), "--port=0", "--workers=3"]
+    ended = subprocess.run(
+        [*command, f"--database={tmp_path / 'x.db'}"],
+        capture_output=True,
+        text=True,
+        timeout=SOON,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr == f"run.py: cannot start: {os.strerror(errno.EAGAIN)}\n"
+    assert not [name for name in os.listdir(tmp_path) if name.startswith("x.db-")]
+
+
+@forks
+def test_no_room_for_another_in_the_place_of_a_worker(tmp_path: Path) -> None:
+    """The others go on, and the last one takes the server with it."""
+    with _serving(tmp_path, "--workers=2", patch=_NO_MORE % 2) as server:
+        first, second = sorted(_workers(server))
+        os.kill(first, KILL)
+        until(lambda: "cannot start another" in server.log.read_text())
+        assert server.book().status == 201
+        os.kill(second, KILL)
+        assert _ends(server, AT_ONCE) == 1
+        assert "Traceback" not in server.log.read_text()
+        assert server.rows() == [("acme", "2026-01-01T10:00:00Z", "k1")]
+
+
 @forks
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_terminal_that_closes_stops_it(tmp_path: Path, count: int) -> None:
