@@ -85,8 +85,7 @@ def read_settings():
         default=os.environ.get("ALLOWED_HOSTS") or "",
         metavar="NAMES",
         help="the names, separated by commas, by which clients may call it, besides localhost, addresses and names "
-        "without a dot "
-        "(environment: ALLOWED_HOSTS; default: no others on 127.0.0.1 or ::1, and any elsewhere)",
+        "without a dot (environment: ALLOWED_HOSTS; default: no others on 127.0.0.1 or ::1, and any elsewhere)",
     )
     parser.add_argument("--quiet", action="store_true", help="log faults, but no line for each request")
     return parser.parse_args()

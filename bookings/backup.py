@@ -43,13 +43,12 @@ def main() -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    if sys.stdout:  # not closed by who started this
+    if sys.stdout:  # where whoever started this has not closed it
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
         try:
             print(f"{count} booking{'' if count == 1 else 's'} copied to {settings.file}", flush=True)
-        except (
-            OSError
-        ):  # the copy is made all the same; Python would complain once more when it closes stdout
+        except OSError:
+            # The copy is made all the same. Python would complain once more when it closes stdout.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 

@@ -106,7 +106,8 @@ KINDS: Mapping[str, Kind] = {
         421,
         "The server is not known by this name",
         "A web page of a stranger can point a name of its own at this machine, and read what a browser then takes for its "
-        "own site (DNS rebinding). So a server that only its own machine reaches answers to localhost, addresses and names without a dot alone.",
+        "own site (DNS rebinding). So a server that only its own machine reaches answers to localhost, addresses and names "
+        "without a dot alone.",
         "Call it by localhost or its address. A proxy in front should send one of these as Host; a name of yours can be "
         "allowed with --allowed-hosts.",
     ),

@@ -457,7 +457,7 @@ def reading(path: str) -> Iterator[Reader]:
 
 
 def _remove_log(path: str) -> None:
-    """As the last one that may write does, if this is the last one."""
+    """SQLite removes the log when the last one closes who may write: be that one, if nobody else is."""
     with suppress(sqlite3.Error), closing(_connect(_uri(path, "mode=rw"))) as db:
         db.execute(_waiting(0))
         db.execute(PING).fetchone()
