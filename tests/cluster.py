@@ -102,8 +102,15 @@ class Node:
                 return None
 
     def query(self, statement: str, level: str = "strong") -> list[tuple[Any, ...]]:
-        answer = self.ask("POST", f"/db/query?level={level}", [[statement]])
-        return [tuple(row) for row in answer["results"][0].get("values", [])]
+        """Its rows; asked again where there is no result, as while another node takes the lead."""
+        found: list[Any] = []
+
+        def answers() -> bool:
+            found[:] = (self.ask("POST", f"/db/query?level={level}", [[statement]]) or {}).get("results", [])
+            return bool(found)
+
+        until(answers)
+        return [tuple(row) for row in found[0].get("values", [])]
 
     def execute(self, statement: str) -> str:
         """What it has against the statement; "" is nothing."""
