@@ -148,6 +148,12 @@ KINDS: Mapping[str, Kind] = {
         "booking was made is not certain.",
         "Send the same request again after Retry-After seconds, which its key makes safe; tell the operator if it lasts.",
     ),
+    "shutting-down": Kind(
+        503,
+        "The server is stopping",
+        "The rest of the request had not arrived when the server stopped to wait for it. Nothing was booked.",
+        "Send the same request again after Retry-After seconds, on a new connection.",
+    ),
     "http-version": Kind(
         505,
         "This version of HTTP is not supported",

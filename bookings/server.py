@@ -64,6 +64,8 @@ ARRIVAL_SECONDS = 3.0
 # After which it is answered within 5 s, however busy the database. Those who stop servers (Docker for one) kill them
 # after 10 s.
 DRAIN_SECONDS = 8.0
+# What a server takes to be there again, where somebody starts it again; see Retry-After (RFC 9110, section 10.2.3).
+RESTART_SECONDS = "1"
 # A thread takes some 50 KiB of memory. Beyond the bound, the connection that has been idle for the longest is closed for
 # a new one; where none is idle, new ones wait in the backlog.
 MAX_CONNECTIONS = 1000
@@ -391,16 +393,21 @@ class _Connection(socketserver.BaseRequestHandler):
         except socket.timeout:  # noqa: UP041 - before Python 3.10 it is no TimeoutError
             detail = f"{what} did not arrive in time; send it at once, on a new connection."
             raise Problem("too-slow", detail) from None
+        except Closed:
+            if not self.server.stopping:
+                raise
+            detail = "The server is stopping, and the rest of the request had not arrived; send it again."
+            raise Problem("shutting-down", detail, headers=[("Retry-After", RESTART_SECONDS)]) from None
 
     def _receive(self, deadline: float) -> None:
-        """Some more bytes; raises socket.timeout at the deadline, which a stop advances, and Closed at the end."""
+        """Some more bytes; raises socket.timeout at the deadline, and Closed at the end, which a stop brings about."""
         remaining = deadline - time.monotonic()
         if remaining <= 0:
             raise socket.timeout  # noqa: UP041 - before Python 3.10 it is no TimeoutError
         self.request.settimeout(remaining)
         received = self.request.recv(65536)
         if not received:
-            raise socket.timeout if self.server.stopping else Closed
+            raise Closed
         self._received += received
 
     def _linger(self) -> None:

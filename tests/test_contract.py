@@ -458,7 +458,7 @@ PROVOKED_BY_OTHER_TESTS = {
     *("malformed-json", "invalid-fields", "not-json"),
     *("no-such-path", "no-such-booking", "method-not-allowed"),
     *("slot-taken", "key-reused", "too-slow", "internal-error"),
-    *("database-busy", "database-unavailable", "database-full"),
+    *("database-busy", "database-unavailable", "database-full", "shutting-down"),
 }
 
 

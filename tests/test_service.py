@@ -962,9 +962,9 @@ def test_every_method_is_served_or_refused_as_documented(documented: Server, pat
     assert documented.rows() == before
 
 
-# Not provoked for each operation: a slow request and a fault of the program can befall any of them, and
+# Not provoked for each operation: a slow request, a fault of the program and its stop can befall any of them, and
 # only who books needs room on the disk. Other files test that each is answered so.
-BEFALL_ANY = {"408", "500"}
+BEFALL_ANY = {"408", "500", "503"}
 BEFALL_BOOKING = {"507"}
 
 
@@ -1044,7 +1044,9 @@ def test_the_examples_are_what_is_answered(server: Server, path: str) -> None:
 
 def test_the_examples_of_problems_are_what_is_answered(tmp_path: Path) -> None:
     """Word for word, save for the request's id in a fault."""
-    program = patched(tmp_path, "from bookings import server; server.HEAD_SECONDS = 1.0")
+    program = patched(
+        tmp_path, "from bookings import server; server.HEAD_SECONDS = 1.0; server.ARRIVAL_SECONDS = 0.1"
+    )
     with contextlib.closing(Server(tmp_path, program=program)) as server:
         assert server.book("acme", SLOT, "order-1").status == 201
         given = [
@@ -1062,6 +1064,10 @@ def test_the_examples_of_problems_are_what_is_answered(tmp_path: Path) -> None:
         ]
         _execute(server, FAULT)
         given.append(server.book("acme", "2026-01-02T10:00:00Z", "order-3"))
+        with socket.create_connection(("127.0.0.1", server.port), timeout=SOON) as late:
+            late.sendall(b"GET /")
+            assert server.stop() == 0
+            given.append(_parsed(late.recv(65536)))
         assert server.rows() == [("acme", SLOT, "order-1")]
     responses = DOCUMENT["components"]["responses"].values()
     media = [response["content"]["application/problem+json"] for response in responses]
