@@ -57,7 +57,7 @@ def answer(request: Request, store: Store) -> Response:
                 return handler(request, query, match, store)
             except Unavailable as error:
                 kind, detail = _TROUBLES[error.trouble]
-                raise Problem(kind, detail, headers=[("Retry-After", _RETRY_SECONDS)]) from error.__cause__
+                raise Problem(kind, detail) from error.__cause__
     raise Problem("no-such-path", "Send the request to /bookings, or to what GET / lists.")
 
 
@@ -72,7 +72,8 @@ def refusal(problem: Problem, request_id: str | None = None) -> Response:
     }
     if request_id:
         document["request_id"] = request_id
-    return _json(problem.status, document, problem.headers, ("Content-Type", "application/problem+json"))
+    headers = [*problem.headers, *([("Retry-After", _RETRY_SECONDS)] if problem.status in _PASSING else [])]
+    return _json(problem.status, document, headers, ("Content-Type", "application/problem+json"))
 
 
 def _book(request: Request, query: fields.Query, match: Match[str], store: Store) -> Response:
@@ -202,7 +203,9 @@ _ROUTES: Sequence[tuple[Pattern[str], Handlers]] = (
 # origin-form or absolute-form (RFC 9112, section 3.2): every server must take the second, whatever host it names.
 _TARGET = re.compile(r"(?:(?=/)|[Hh][Tt][Tt][Pp][Ss]?://[^/?#]+)(?P<path>/[^?#]*)?(?:\?(?P<query>[^#]*))?")
 
-# A second is longer than any commit, and short enough that a client which obeys is not kept waiting.
+# What passes, be it a writer, a full disk or a server that is stopped to be started again. A second is longer than any
+# commit, and short enough that a client which obeys is not kept waiting.
+_PASSING = (503, 507)
 _RETRY_SECONDS = "1"
 
 _JSON = ("Content-Type", "application/json")

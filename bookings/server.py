@@ -64,8 +64,6 @@ ARRIVAL_SECONDS = 3.0
 # After which it is answered within 5 s, however busy the database. Those who stop servers (Docker for one) kill them
 # after 10 s.
 DRAIN_SECONDS = 8.0
-# What a server takes to be there again, where somebody starts it again; see Retry-After (RFC 9110, section 10.2.3).
-RESTART_SECONDS = "1"
 # A thread takes some 50 KiB of memory. Beyond the bound, the connection that has been idle for the longest is closed for
 # a new one; where none is idle, new ones wait in the backlog.
 MAX_CONNECTIONS = 1000
@@ -77,9 +75,9 @@ DESCRIPTORS_PER_CONNECTION = 4
 # Standard streams, the socket that listens, the workers' pipes, the store's own connection; twice what these were.
 OTHER_DESCRIPTORS = 32
 BACKLOG = 1024
-# What a line of the log shows of a method and of a target, so that it stays under the 4096 bytes (PIPE_BUF on Linux) that a pipe takes in one
-# piece: of a longer line, another worker's could tear off the rest, and that would begin a line in a client's words. No
-# method is as long, and no target of a list, unless it has been made so.
+# What a line of the log shows of a method and of a target, so that it stays under the 4096 bytes (PIPE_BUF on Linux) that
+# a pipe takes in one piece: of a longer line, another worker's could tear off the rest, and that would begin a line in a
+# client's words. No method is as long, and no target of a list, unless it has been made so.
 MAX_LOGGED_METHOD = 50
 MAX_LOGGED_TARGET = 3500
 
@@ -397,7 +395,7 @@ class _Connection(socketserver.BaseRequestHandler):
             if not self.server.stopping:
                 raise
             detail = "The server is stopping, and the rest of the request had not arrived; send it again."
-            raise Problem("shutting-down", detail, headers=[("Retry-After", RESTART_SECONDS)]) from None
+            raise Problem("shutting-down", detail) from None
 
     def _receive(self, deadline: float) -> None:
         """Some more bytes; raises socket.timeout at the deadline, and Closed at the end, which a stop brings about."""

@@ -440,8 +440,8 @@ def reading(path: str) -> Iterator[Reader]:
     with _opening(path):
         if not os.path.exists(path):
             raise CannotOpen(f"there is no database at {path}; python run.py makes it")
-        # A reader of a WAL database makes a log beside it, where there is none, and leaves it behind. Where it cannot, or
-        # where it could not remove it, and a server could not write it, it reads as if nobody wrote, since no server does.
+        # A reader of a WAL database makes a log where there is none, and cannot remove it. Who may write removes it below.
+        # Anybody else makes none: as long as there is none, no server writes. (A log of theirs would hinder the next one.)
         wal, _ = _logs_of(path)
         own = os.access(os.path.dirname(wal), os.W_OK) and os.access(path, os.W_OK)
         mode = "mode=ro" if own or os.path.exists(wal) else "mode=ro&immutable=1"

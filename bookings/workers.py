@@ -86,6 +86,8 @@ def _work(
 def _on_signals(signals: Sequence[int], stop: Callable[[], None], end: Callable[[], None]) -> None:
     """Call `stop` at the first of these signals; at a second one, `end`, and the process dies of it."""
     first = None
+    # A terminal that has closed, of which its shell tells, too: it is never the second signal.
+    hangup = getattr(signal, "SIGHUP", None)
 
     def handle(number: int, frame: object) -> None:
         nonlocal first
@@ -97,8 +99,6 @@ def _on_signals(signals: Sequence[int], stop: Callable[[], None], end: Callable[
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
-    # A terminal that has closed, of which its shell tells, too: it is never the second signal.
-    hangup = getattr(signal, "SIGHUP", None)
     for each in signals:
         if each != hangup or signal.getsignal(each) != signal.SIG_IGN:  # as nohup has it
             signal.signal(each, handle)
@@ -172,7 +172,9 @@ class _Parent:
                     self._start()
                 except OSError as error:  # the others go on
                     _logger.error("cannot start another: %s", error.strerror)
-        return 1 if failed or not self._stopping else 0
+        return (
+            0 if self._stopping and not failed else 1
+        )  # not stopping: none is left, and there is no room for another
 
     def _start(self, starting: int | None = None) -> None:
         # A signal between the look and the fork would leave a worker behind, and one that a worker gets before it has

@@ -322,10 +322,7 @@ def fresh(folder: str, rows: int = 0) -> Iterator[str]:
 @contextlib.contextmanager
 def fresh_cluster(folder: str) -> Iterator[str]:
     """The same on three nodes."""
-    from tests.cluster import (  # not above: it needs pytest, and all else here only Python
-        cluster,
-        url,
-    )
+    from tests.cluster import cluster, url  # not above: it needs pytest, and all else here only Python
 
     with tempfile.TemporaryDirectory(dir=folder) as own, cluster(Path(own), 3) as nodes:
         yield url(*nodes)

@@ -24,14 +24,7 @@ from typing import Any
 import pytest
 
 from bookings.problems import KINDS
-from bookings.server import (
-    BODY_SECONDS,
-    HEAD_SECONDS,
-    MAX_BODY,
-    MAX_HEAD,
-    MAX_HEADERS,
-    MAX_LINE,
-)
+from bookings.server import BODY_SECONDS, HEAD_SECONDS, MAX_BODY, MAX_HEAD, MAX_HEADERS, MAX_LINE
 from bookings.store import BUSY_SECONDS
 from tests.conftest import CANONICAL, SOON, Answer, Server, assert_problem, at_once
 from tests.test_service import assert_documented

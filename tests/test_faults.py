@@ -24,17 +24,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import (
-    KILL,
-    SOON,
-    Answer,
-    Server,
-    all_from,
-    assert_problem,
-    at_once,
-    patched,
-    until,
-)
+from tests.conftest import KILL, SOON, Answer, Server, all_from, assert_problem, at_once, patched, until
 from tests.test_durability import _COMMANDED
 from tests.test_http import answers, connect, get, post, statuses
 from tests.test_run import _like_anybody

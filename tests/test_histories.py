@@ -22,15 +22,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT, Server, patched, until
-from tests.histories import (
-    Book,
-    Booking,
-    Call,
-    List,
-    in_processes,
-    in_threads,
-    violations,
-)
+from tests.histories import Book, Booking, Call, List, in_processes, in_threads, violations
 
 NINE, TEN = "2026-01-01T09:00:00Z", "2026-01-01T10:00:00Z"
 A = Booking(1, "acme", TEN, "a", "2026-11-22T16:00:00Z")

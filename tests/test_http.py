@@ -227,15 +227,13 @@ def test_a_request_in_single_bytes(server: Server) -> None:
 
 
 LONGEST_LINE = b"GET /bookings?%s HTTP/1.1" % (b"a" * (program.MAX_LINE - 23))
-# With the longest line, too: it has a limit of its own.
-LONGEST_HEAD = get(
-    b"X: " + b"a" * (program.MAX_HEAD - len(get()) + len(b"GET /bookings HTTP/1.1") + 1), line=LONGEST_LINE
-)
+# The line has a limit of its own, and is no part of this one; neither is the end.
+LONGEST_HEAD = get(b"X: " + b"a" * (program.MAX_HEAD - len(get().partition(b"\r\n")[2]) - 1))
 
 
 @pytest.mark.parametrize(
     "whole, end, status",
-    [(get(line=LONGEST_LINE), len(LONGEST_LINE) + 2, 400), (LONGEST_HEAD, len(LONGEST_HEAD), 400)],
+    [(get(line=LONGEST_LINE), len(LONGEST_LINE) + 2, 400), (LONGEST_HEAD, len(LONGEST_HEAD), 200)],
     ids=["the longest line", "the longest head"],
 )
 @pytest.mark.parametrize("cut", [1, 2, 3])
@@ -249,6 +247,15 @@ def test_limits_do_not_depend_on_where_packets_are_cut(
         assert_silent(connection)
         connection.sendall(whole[end - cut :] + LAST)
         assert statuses(all_from(connection)) == [status, 200]
+    assert_serves(shared_server, before)
+
+
+@pytest.mark.parametrize(("line", "status"), [(b"GET /bookings HTTP/1.1", 200), (LONGEST_LINE, 400)])
+def test_a_byte_over_the_longest_head(shared_server: Server, line: bytes, status: int) -> None:
+    before = shared_server.rows()
+    headers = LONGEST_HEAD.partition(b"\r\n")[2]
+    assert statuses(shared_server.raw(line + b"\r\n" + headers, half_close=True)) == [status]
+    assert statuses(shared_server.raw(line + b"\r\n" + headers[:-4] + b"a\r\n\r\n")) == [431]
     assert_serves(shared_server, before)
 
 

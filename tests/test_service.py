@@ -995,6 +995,9 @@ def test_every_status_is_documented_and_every_documented_one_is_given(
             _parsed(documented.raw(_request(b"POST /bookings HTTP/1.1"))),
         ]
         before = [*before, (new, SLOT, new)]
+    # Without a stop, only what asks the database can be so answered.
+    asks = method != "options" and path in ("/bookings", "/bookings/{id}", "/ready")
+    assert (given[len(FRAMING) + 1].status == 503) == asks
     for answer in given:
         assert_documented(answer, method.upper(), path)
     befalls = BEFALL_ANY | (BEFALL_BOOKING if method == "post" else set())
@@ -1008,6 +1011,24 @@ def unreachable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with contextlib.closing(Server(tmp_path_factory.mktemp("unreachable"))) as one:
         _execute(one, "DROP TABLE bookings")
         yield one
+
+
+def test_a_stop_is_answered_as_documented(tmp_path: Path) -> None:
+    """Whatever is asked, where the last byte does not come."""
+    program = patched(tmp_path, "from bookings import server; server.ARRIVAL_SECONDS = 0.5")
+    with contextlib.closing(Server(tmp_path, program=program)) as server, contextlib.ExitStack() as stack:
+        late = []
+        for method, path, _ in OPERATIONS:
+            late.append(
+                stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=SOON))
+            )
+            late[-1].sendall(_valid(method, path)[:-1])
+        assert server.stop() == 0
+        for (method, path, _), connection in zip(OPERATIONS, late):
+            answer = _parsed(connection.recv(65536))
+            assert answer.status == 503 and answer.headers["Retry-After"].isdigit()
+            assert_documented(answer, method.upper(), path)
+        assert server.rows() == []
 
 
 def test_a_fault_is_answered_as_documented(server: Server) -> None:

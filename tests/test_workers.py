@@ -25,17 +25,8 @@ from pathlib import Path
 import pytest
 
 from bookings.workers import SAME_SECONDS
-from tests.conftest import (
-    KILL,
-    ROOT,
-    SOON,
-    Answer,
-    Server,
-    assert_problem,
-    at_once,
-    patched,
-    until,
-)
+from tests.conftest import KILL, ROOT, SOON, Answer, Server, assert_problem, at_once, patched, until
+from tests.test_run import _fault
 
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is one process where there is no fork")
 # A stop that waits for nobody takes no longer than this; one that sat out its drain would take 8 s.
@@ -482,16 +473,9 @@ os.fork = fork
 @forks
 @pytest.mark.parametrize("room", [0, 1])
 def test_no_room_for_so_many_processes(tmp_path: Path, room: int) -> None:
-    command = [sys.executable, str(patched(tmp_path, _NO_MORE % room)), "--port=0", "--workers=3"]
-    ended = subprocess.run(
-        [*command, f"--database={tmp_path / 'x.db'}"],
-        capture_output=True,
-        text=True,
-        timeout=SOON,
-        check=False,
-    )
-    assert (ended.returncode, ended.stdout) == (1, "")
-    assert ended.stderr == f"run.py: cannot start: {os.strerror(errno.EAGAIN)}\n"
+    program = str(patched(tmp_path, _NO_MORE % room))
+    line = _fault(tmp_path, sys.executable, program, "--port=0", "--workers=3", "--database=x.db")
+    assert line == f"run.py: cannot start: {os.strerror(errno.EAGAIN)}\n"
     assert not [name for name in os.listdir(tmp_path) if name.startswith("x.db-")]
 
 
