@@ -1,1 +1,1 @@
-"""The proof: real servers as processes, real sockets, real files. `python -m tests` runs them all."""
+"""Tests of the program as real processes, sockets and files. `python -m tests` runs them all."""

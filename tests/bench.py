@@ -322,7 +322,10 @@ def fresh(folder: str, rows: int = 0) -> Iterator[str]:
 @contextlib.contextmanager
 def fresh_cluster(folder: str) -> Iterator[str]:
     """The same on three nodes."""
-    from tests.cluster import cluster, url  # not above: it needs pytest, and all else here only Python
+    from tests.helpers.clusters import (  # not above: it needs pytest, and all else here only Python
+        cluster,
+        url,
+    )
 
     with tempfile.TemporaryDirectory(dir=folder) as own, cluster(Path(own), 3) as nodes:
         yield url(*nodes)
@@ -333,7 +336,7 @@ def has_nodes() -> bool:
     try:
         import pytest
 
-        from tests.cluster import rqlited
+        from tests.helpers.clusters import rqlited
     except ImportError as error:
         print(f"Left out, the load on a cluster: {error}\n")
         return False

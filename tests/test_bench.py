@@ -17,8 +17,8 @@ import pytest
 from bookings.rqlite import RqliteStore
 from bookings.store import Outcome
 from tests import bench
-from tests.cluster import HOW_TO_GET_IT, ROWS, Link, cluster, url
-from tests.conftest import ROOT, copy_project
+from tests.helpers.clusters import HOW_TO_INSTALL, ROWS, Link, cluster, url
+from tests.helpers.servers import ROOT, copy_project
 
 TINY = ("--seconds=0.1", "--rounds=1", "--rows=1000")
 
@@ -73,7 +73,7 @@ def test_every_load_beside_its_floors(tmp_path: Path) -> None:
     nodes = bench.has_nodes()
     table = _assert_loads(ended.stdout, ["post1", "get1", "slowdisk1", *["cluster1"] * nodes])
     assert not any(row[4] for row in table.values())
-    assert (HOW_TO_GET_IT in ended.stdout) != nodes
+    assert (HOW_TO_INSTALL in ended.stdout) != nodes
     assert "4 ms more in every fsync" in ended.stdout
     answers, memory = re.findall(r"over ([0-9,]+) requests.* its workers: (.*)", ended.stdout)[0]
     assert int(answers.replace(",", "")) >= 2000
@@ -165,6 +165,6 @@ def test_a_wrong_answer_is_counted_with_nothing_but_python(tmp_path: Path) -> No
     assert all(bad)
     assert int(ended.stdout.rpartition(" ")[2]) > sum(bad)  # those of the growth too
     assert "4 ms more in os.fsync" in ended.stdout
-    assert ended.stdout.count("Left out, the load on a cluster: No module named 'tests.cluster'\n") == 1
+    assert ended.stdout.count("Left out, the load on a cluster: No module named 'tests.helpers'\n") == 1
     assert ended.stdout.count("its workers: unknown\n") == 1
     assert list(home.iterdir()) == []

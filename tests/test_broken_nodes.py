@@ -15,7 +15,7 @@ import pytest
 
 from bookings.rqlite import RqliteStore
 from bookings.store import Outcome, Trouble, Unavailable
-from tests.conftest import SOON
+from tests.helpers.servers import SOON
 
 GOOD = json.dumps({"results": [{"last_insert_id": 7, "rows_affected": 1}]})
 

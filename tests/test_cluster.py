@@ -25,10 +25,10 @@ from typing import NamedTuple
 import pytest
 
 from bookings.databases import kind_of
-from tests.cluster import ClusterServer, Node, cluster, free_ports, rqlited
-from tests.conftest import SOON, assert_problem, at_once, until
-from tests.histories import Book, Call, List, attend, send, violations
-from tests.test_readme import ON_A_CLUSTER
+from tests.helpers.clusters import ClusterServer, Node, cluster, free_ports, rqlited
+from tests.helpers.histories import Book, Call, List, run_client, send, violations
+from tests.helpers.readme import CLUSTER_COMMANDS
+from tests.helpers.servers import SOON, assert_problem, at_once, until
 
 # From a new leader to answers for everybody.
 RESUME_SECONDS = 10.0
@@ -67,7 +67,7 @@ def of_the_readme(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if os.name == "nt" or not shutil.which("bash"):
         yield ""
         return
-    start_nodes, run = ON_A_CLUSTER
+    start_nodes, run = CLUSTER_COMMANDS
     ports = {f"localhost:400{number}": f"localhost:{port}" for number, port in enumerate(free_ports(6), 1)}
 
     def moved(command: str) -> str:
@@ -103,7 +103,7 @@ class Load:
         self._ports = [server.port for server in trio.servers]
         self._pool = ThreadPoolExecutor(CLIENTS)
         self._clients = [
-            self._pool.submit(attend, client, self._ports, ROUNDS, self._gate, self.history.append)
+            self._pool.submit(run_client, client, self._ports, ROUNDS, self._gate, self.history.append)
             for client in range(CLIENTS)
         ]
 
@@ -159,12 +159,12 @@ def kill_follower(leader: Node, followers: list[Node]) -> list[Node]:
 
 
 def hang_leader(leader: Node, followers: list[Node]) -> list[Node]:
-    leader.hang()
+    leader.suspend()
     return [leader]
 
 
 def hang_follower(leader: Node, followers: list[Node]) -> list[Node]:
-    followers[0].hang()
+    followers[0].suspend()
     return [followers[0]]
 
 
@@ -173,8 +173,8 @@ def hang_follower(leader: Node, followers: list[Node]) -> list[Node]:
     [
         (kill_leader, Node.start),
         (kill_follower, Node.start),
-        pytest.param(hang_leader, Node.go_on, marks=cannot_hang),
-        pytest.param(hang_follower, Node.go_on, marks=cannot_hang),
+        pytest.param(hang_leader, Node.resume, marks=cannot_hang),
+        pytest.param(hang_follower, Node.resume, marks=cannot_hang),
     ],
     ids=["leader killed", "follower killed", "leader hangs", "follower hangs"],
 )

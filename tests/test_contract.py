@@ -7,8 +7,6 @@ full or failing under a running server; and rows that somebody wrote by hand.
 from __future__ import annotations
 
 import contextlib
-import http.client
-import io
 import json
 import os
 import socket
@@ -26,8 +24,9 @@ import pytest
 from bookings.problems import KINDS
 from bookings.server import BODY_SECONDS, HEAD_SECONDS, MAX_BODY, MAX_HEAD, MAX_HEADERS, MAX_LINE
 from bookings.store import BUSY_SECONDS
-from tests.conftest import CANONICAL, SOON, Answer, Server, assert_problem, at_once
-from tests.test_service import assert_documented
+from tests.helpers.clients import as_header, only_response
+from tests.helpers.openapi import assert_documented
+from tests.helpers.servers import CANONICAL, SOON, Response, Server, assert_problem, at_once
 
 POST = b"POST /bookings HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 MEMBERS = ["id", "tenant_id", "start_time_utc", "idempotency_key", "created_at"]
@@ -46,22 +45,7 @@ def now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-def as_header(value: str) -> str:
-    """A value as http.client takes it so that its UTF-8 goes out."""
-    return value.encode().decode("latin-1")
-
-
-def parsed(received: bytes) -> Answer:
-    """The only answer among these bytes: nothing may follow its body."""
-    head, _, body = received.partition(b"\r\n\r\n")
-    status_line, _, lines = head.partition(b"\r\n")
-    headers = http.client.parse_headers(io.BytesIO(lines + b"\r\n\r\n"))
-    assert status_line.startswith(b"HTTP/1.1 "), received
-    assert int(headers["Content-Length"]) == len(body)
-    return Answer(int(status_line.split()[1]), headers, body)
-
-
-def assert_booking(answer: Answer, status: int) -> dict[str, Any]:
+def assert_booking(answer: Response, status: int) -> dict[str, Any]:
     assert answer.status == status, answer.body
     assert answer.headers["Content-Type"] == "application/json"
     assert list(answer.json) == MEMBERS
@@ -69,7 +53,7 @@ def assert_booking(answer: Answer, status: int) -> dict[str, Any]:
     return booking
 
 
-def assert_unavailable(answer: Answer, kind: str) -> None:
+def assert_unavailable(answer: Response, kind: str) -> None:
     assert_problem(answer, 503, kind)
     assert int(answer.headers["Retry-After"]) > 0
 
@@ -149,6 +133,7 @@ def test_replay_is_identical_however_it_is_sent_and_after_a_restart(server: Serv
         assert_all_identical(restarted)
 
 
+@pytest.mark.both_stores
 @pytest.mark.parametrize(
     ("tenant", "hour", "key", "status"),
     [
@@ -184,6 +169,7 @@ def test_outcome(server: Server, tenant: str, hour: int, key: str, status: int) 
             assert word not in answer.body.decode()
 
 
+@pytest.mark.both_stores
 def test_refused_by_conflict_uses_up_no_key(server: Server) -> None:
     assert server.book("one", "2026-01-01T10:00:00Z", "k1").status == 201
     assert server.book("one", "2026-01-01T10:00:00Z", "k2").status == 409
@@ -191,6 +177,7 @@ def test_refused_by_conflict_uses_up_no_key(server: Server) -> None:
     assert server.rows() == [("one", "2026-01-01T10:00:00Z", "k1"), ("one", "2026-01-01T11:00:00Z", "k2")]
 
 
+@pytest.mark.both_stores
 def test_list_is_a_bare_array_in_order_of_time(server: Server) -> None:
     empty = server.call("GET", "/bookings", X_Tenant_ID="acme")
     assert (empty.status, empty.json) == (200, [])
@@ -213,6 +200,7 @@ def test_list_is_a_bare_array_in_order_of_time(server: Server) -> None:
     assert len(server.rows()) == len(starts) + 1
 
 
+@pytest.mark.both_stores
 def test_one_booking_is_read_as_it_was_created(server: Server) -> None:
     created = server.book("acme")
     for target, headers in [("", {"X_Tenant_ID": "acme"}), ("?tenant_id=acme", {})]:
@@ -221,6 +209,7 @@ def test_one_booking_is_read_as_it_was_created(server: Server) -> None:
         assert answer.headers["Content-Type"] == "application/json"
 
 
+@pytest.mark.both_stores
 @pytest.mark.parametrize("target", ["/bookings", "/bookings/1"])
 def test_head_is_get_without_the_body(server: Server, target: str) -> None:
     server.book("acme")
@@ -296,6 +285,7 @@ NOT_JSON_TYPES = [
 ]
 
 
+@pytest.mark.both_stores
 @pytest.mark.parametrize("case", REFUSED_FIELDS)
 def test_refused_fields(shared_server: Server, case: str) -> None:
     body, headers, names = REFUSED_FIELDS[case]
@@ -304,6 +294,7 @@ def test_refused_fields(shared_server: Server, case: str) -> None:
     assert shared_server.rows() == before
 
 
+@pytest.mark.both_stores
 @pytest.mark.parametrize("case", REFUSED_JSON)
 def test_refused_json(shared_server: Server, case: str) -> None:
     before = shared_server.rows()
@@ -311,6 +302,7 @@ def test_refused_json(shared_server: Server, case: str) -> None:
     assert shared_server.rows() == before
 
 
+@pytest.mark.both_stores
 @pytest.mark.parametrize("media_type", NOT_JSON_TYPES)
 def test_refused_content_type(shared_server: Server, media_type: str) -> None:
     before = shared_server.rows()
@@ -320,6 +312,7 @@ def test_refused_content_type(shared_server: Server, media_type: str) -> None:
     assert shared_server.rows() == before
 
 
+@pytest.mark.both_stores
 def test_refused_requests_use_up_no_key(server: Server) -> None:
     for body, headers, _ in REFUSED_FIELDS.values():
         assert server.call("POST", "/bookings", body, **headers).status == 400
@@ -332,6 +325,7 @@ def test_refused_requests_use_up_no_key(server: Server) -> None:
     assert server.rows() == [tuple(GOOD[name] for name in MEMBERS[1:4])]
 
 
+@pytest.mark.both_stores
 @pytest.mark.parametrize("path", ["/bookings", "/bookings/1"])
 @pytest.mark.parametrize(
     ("query", "headers", "names"),
@@ -357,6 +351,7 @@ def test_refused_query(
     assert {error["field"] for error in answer.json["errors"]} == names
 
 
+@pytest.mark.both_stores
 def test_everything_wrong_in_query_and_body_is_said(shared_server: Server) -> None:
     before = shared_server.rows()
     answer = shared_server.call("POST", "/bookings?size=1", without("tenant_id"))
@@ -364,6 +359,7 @@ def test_everything_wrong_in_query_and_body_is_said(shared_server: Server) -> No
     assert shared_server.rows() == before
 
 
+@pytest.mark.both_stores
 @pytest.mark.parametrize(
     "path",
     [
@@ -386,6 +382,7 @@ def test_no_such_path(shared_server: Server, method: str, path: str) -> None:
     assert shared_server.rows() == before
 
 
+@pytest.mark.both_stores
 def test_no_such_booking(server: Server) -> None:
     booked = server.book("acme")
     for tenant, number in [
@@ -397,6 +394,7 @@ def test_no_such_booking(server: Server) -> None:
         assert_problem(answer, 404, "no-such-booking")
 
 
+@pytest.mark.both_stores
 @pytest.mark.parametrize(
     ("path", "methods", "allow"),
     [
@@ -455,12 +453,13 @@ PROVOKED_BY_OTHER_TESTS = {
 }
 
 
+@pytest.mark.both_stores
 @pytest.mark.parametrize("case", FRAMING)
 def test_refused_framing_closes_the_connection(shared_server: Server, case: str) -> None:
     sent, status, kind = FRAMING[case]
     before = shared_server.rows()
-    # What follows would be answered too if the connection went on; `parsed` takes one answer only.
-    answer = parsed(shared_server.raw(sent + b"GET /bookings?tenant_id=x HTTP/1.1\r\nHost: x\r\n\r\n"))
+    # What follows would be answered too if the connection went on; `only_response` takes one answer only.
+    answer = only_response(shared_server.raw(sent + b"GET /bookings?tenant_id=x HTTP/1.1\r\nHost: x\r\n\r\n"))
     assert_problem(answer, status, kind)
     assert answer.headers["Connection"] == "close"
     assert shared_server.rows() == before
@@ -470,7 +469,7 @@ def test_body_without_a_content_type(shared_server: Server) -> None:
     before = shared_server.rows()
     body = json.dumps(GOOD).encode()
     head = b"POST /bookings HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
-    answer = parsed(shared_server.raw(head + b"Content-Length: %d\r\n\r\n" % len(body) + body))
+    answer = only_response(shared_server.raw(head + b"Content-Length: %d\r\n\r\n" % len(body) + body))
     assert_problem(answer, 415, "not-json")
     assert answer.headers["Accept"] == "application/json"
     assert shared_server.rows() == before
@@ -487,7 +486,7 @@ def test_busy_database(server: Server) -> None:
     booked = server.book("acme", "2026-01-01T10:00:00Z", "k0")
     before = server.rows()
 
-    def ask(number: int) -> tuple[Answer, float]:
+    def ask(number: int) -> tuple[Response, float]:
         started = time.monotonic()
         if number < 4:
             answer = server.book("acme", f"2026-01-02T1{number}:00:00Z", f"k{number + 1}")
@@ -505,7 +504,7 @@ def test_busy_database(server: Server) -> None:
         assert (listed.status, listed.json) == (200, [booked.json])
         assert list_seconds < BUSY_SECONDS * 0.5
         assert server.rows() == before
-        waited: list[Answer] = []
+        waited: list[Response] = []
         waiting = threading.Thread(target=lambda: waited.append(ask(0)[0]))
         waiting.start()
         waiting.join(BUSY_SECONDS / 20)
@@ -673,7 +672,7 @@ def test_too_slow(shared_server: Server, stalled: dict[str, socket.socket], part
         if not more:
             break
         received += more
-    answer = parsed(received)
+    answer = only_response(received)
     assert_problem(answer, 408, "too-slow")
     assert answer.headers["Connection"] == "close"
     assert shared_server.rows() == before

@@ -43,8 +43,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import SOON, Answer, Server, assert_problem, until
-from tests.test_http import answers, connect
+from tests.helpers.clients import connect, responses
+from tests.helpers.servers import SOON, Response, Server, assert_problem, until
 
 START = "2026-01-01T10:00:00Z"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -187,7 +187,7 @@ def trial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trial]:
         yield Trial(server, [])
 
 
-def assert_answer(answer: Answer, status: int, word: str) -> None:
+def assert_answer(answer: Response, status: int, word: str) -> None:
     assert answer.status == status, answer.body
     if word == "HEAD":
         assert answer.body == b""
@@ -222,7 +222,7 @@ def test_the_corpus(trial: Trial, entry: Entry) -> None:
     assert received.count(CONTINUE) == entry.expected.count((100, ""))
     received = received.replace(CONTINUE, b"", 1)
     expected = [(status, word) for status, word in entry.expected if status != 100]
-    found = answers(received, *(word for _, word in expected))
+    found = responses(received, *(word for _, word in expected))
     ids = [answer.headers["X-Request-ID"] for answer in found]
     ends = ["Connection" in answer.headers for answer in found]
     if entry.then == "goes on":
@@ -338,14 +338,14 @@ def framed(sent: bytes) -> tuple[list[str], int]:
         sent = rest[length:]
 
 
-def assert_lawful(server: Server, sent: bytes, sends: Sequence[bytes]) -> list[Answer]:
+def assert_lawful(server: Server, sent: bytes, sends: Sequence[bytes]) -> list[Response]:
     """What every answer to any bytes must be; all answers to these sends."""
     started = time.monotonic()
     received = exchange(server, sends, [""] * (len(sends) - 1), "ends").replace(CONTINUE, b"")
     # The client has no more to send, so that nothing is worth waiting for.
     assert time.monotonic() - started < 5
     methods, whole = framed(sent)
-    found = answers(received, *methods)
+    found = responses(received, *methods)
     assert len(found) <= len(methods), received
     assert all(answer.status < 500 or answer.status in (501, 505) for answer in found), received
     ends = [answer.headers["Connection"] for answer in found]
@@ -355,7 +355,7 @@ def assert_lawful(server: Server, sent: bytes, sends: Sequence[bytes]) -> list[A
     return found
 
 
-def outcome(found: Sequence[Answer]) -> list[int]:
+def outcome(found: Sequence[Response]) -> list[int]:
     """The statuses, but for what may depend on time: a booking is replayed, one of two refusals at the end is first."""
     statuses = [200 if answer.status == 201 else answer.status for answer in found]
     if found and found[-1].headers["Connection"] == "close" and statuses[-1] >= 400:

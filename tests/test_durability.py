@@ -32,7 +32,8 @@ import pytest
 
 from bookings import store
 from bookings.store import Outcome, SQLiteStore
-from tests.conftest import SOON, Server, assert_problem, at_once, patched, until
+from tests.helpers.servers import SOON, Server, assert_problem, at_once, patched, until
+from tests.helpers.storage import CONTROLLED_SYNC
 
 SLOT = "2026-01-{:02}T10:00:00Z"
 NO_SYNC = "store._sync = lambda descriptor: None"
@@ -349,24 +350,8 @@ def test_a_sync_comes_after_the_decision_and_keeps_no_writer_waiting(
         assert synced == ["synced"]
 
 
-# While the file `hold` is there, a sync lasts; while `fail` is there, it fails. Each adds a line to `syncs`.
-_COMMANDED = f"""
-import os, time
-sync = store._sync
-def commanded(descriptor):
-    with open("syncs", "a") as syncs:
-        syncs.write("x\\n")
-    while os.path.exists("hold"):
-        time.sleep(0.005)
-    if os.path.exists("fail"):
-        raise OSError({errno.EIO}, os.strerror({errno.EIO}))
-    sync(descriptor)
-store._sync = commanded
-"""
-
-
 def test_no_answer_leaves_while_its_sync_lasts(tmp_path: Path) -> None:
-    with _serving(tmp_path, patch=_COMMANDED) as server, contextlib.ExitStack() as stack:
+    with _serving(tmp_path, patch=CONTROLLED_SYNC) as server, contextlib.ExitStack() as stack:
         first = server.book("acme", SLOT.format(1), "k1")
         assert first.status == 201
         syncs, hold = tmp_path / "syncs", tmp_path / "hold"
@@ -394,7 +379,7 @@ def test_no_answer_leaves_while_its_sync_lasts(tmp_path: Path) -> None:
 
 
 def test_a_sync_that_fails_is_no_success(tmp_path: Path) -> None:
-    with _serving(tmp_path, patch=_COMMANDED) as server:
+    with _serving(tmp_path, patch=CONTROLLED_SYNC) as server:
         first = server.book("acme", SLOT.format(1), "k1")
         assert first.status == 201
         fail = tmp_path / "fail"

@@ -16,7 +16,6 @@ import signal
 import socket
 import sqlite3
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,40 +23,32 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import KILL, SOON, Answer, Server, all_from, assert_problem, at_once, patched, until
-from tests.test_durability import _COMMANDED
-from tests.test_http import answers, connect, get, post, statuses
-from tests.test_run import _like_anybody
-from tests.test_service import assert_documented
-from tests.test_workers import _serving, _workers, forks
+from tests.helpers.clients import connect, get, post, responses, statuses
+from tests.helpers.openapi import assert_documented
+from tests.helpers.processes import (
+    requires_fork,
+    requires_proc,
+    resources_used,
+    serving,
+    suspended,
+    without_override,
+    workers_of,
+)
+from tests.helpers.servers import (
+    KILL,
+    SOON,
+    Response,
+    Server,
+    all_from,
+    assert_problem,
+    at_once,
+    patched,
+    until,
+)
+from tests.helpers.storage import CONTROLLED_SYNC
+from tests.helpers.values import slot_at
 
-linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 movable = pytest.mark.skipif(os.name == "nt", reason="Windows lets nobody move or cut a file that is open")
-SLOT = "2026-01-{:02}T{:02}:{:02}:{:02}Z"
-
-
-def _slot(number: int) -> str:
-    return SLOT.format(1 + number // 86400, number // 3600 % 24, number // 60 % 60, number % 60)
-
-
-def _processes(server: Server) -> list[Path]:
-    """Where /proc tells of each process of the server."""
-    return [Path(f"/proc/{pid}") for pid in (server.process.pid, *_workers(server))]
-
-
-def _used(server: Server) -> dict[str, float]:
-    """What its processes have between them: threads, descriptors, resident memory, and the seconds they have worked."""
-    used = {"threads": 0.0, "descriptors": 0.0, "memory": 0.0, "seconds": 0.0}
-    for process in _processes(server):
-        status = (process / "status").read_text()
-        times = (process / "stat").read_text().rpartition(")")[2].split()[11:13]
-        used["threads"] += int(re.findall(r"Threads:\s+(\d+)", status)[0])
-        used["descriptors"] += len(os.listdir(process / "fd"))
-        used["memory"] += int(re.findall(r"VmRSS:\s+(\d+)", status)[0]) * 1024
-        used["seconds"] += sum(map(int, times)) / os.sysconf("SC_CLK_TCK")
-    return used
-
-
 @pytest.fixture
 def many_descriptors() -> Iterator[None]:
     """As many for this process as it may have: a client has one for each connection."""
@@ -73,16 +64,16 @@ def many_descriptors() -> Iterator[None]:
 # --- Slow and idle clients
 
 
-@linux
+@requires_proc
 def test_idle_and_dripping_clients_keep_nobody_waiting(tmp_path: Path, many_descriptors: None) -> None:
     """While 500 say nothing and 200 a byte a second, requests are answered; each is cut at its deadline and gone."""
     limit = 4.0
     patch = f"from bookings import server; server.HEAD_SECONDS = server.IDLE_SECONDS = {limit}"
-    with _serving(tmp_path, "--workers=2", patch=patch) as server, contextlib.ExitStack() as stack:
+    with serving(tmp_path, "--workers=2", patch=patch) as server, contextlib.ExitStack() as stack:
         server.book()
         # The parent's, two of each worker, and none of that booking's any more.
-        until(lambda: _used(server)["threads"] == 5)
-        before = _used(server)
+        until(lambda: resources_used(server)["threads"] == 5)
+        before = resources_used(server)
         silent, used = ([stack.enter_context(connect(server)) for _ in range(250)] for _ in range(2))
         for connection in used:
             connection.sendall(get())
@@ -103,7 +94,7 @@ def test_idle_and_dripping_clients_keep_nobody_waiting(tmp_path: Path, many_desc
                 http.client.HTTPConnection("127.0.0.1", server.port, timeout=SOON)
             ) as good:
                 for number in range(100):
-                    booking = {"start_time_utc": _slot(number), "idempotency_key": f"good {number}"}
+                    booking = {"start_time_utc": slot_at(number), "idempotency_key": f"good {number}"}
                     for method, body in (("POST", json.dumps(booking)), ("GET", None)):
                         started = time.monotonic()
                         headers = {"X-Tenant-ID": "good", "Content-Type": "application/json"}
@@ -118,13 +109,13 @@ def test_idle_and_dripping_clients_keep_nobody_waiting(tmp_path: Path, many_desc
         try:
             ask()
             assert time.monotonic() - opened < limit, "they were not there all the while"
-            during = _used(server)
+            during = resources_used(server)
             for connection in used:
                 assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
             for connection in dripping:
-                (answer,) = answers(all_from(connection))
+                (answer,) = responses(all_from(connection, allow_reset=True))
                 assert_problem(answer, 408, "too-slow")
-            assert [all_from(connection) for connection in (*silent, *used)] == [b""] * 500
+            assert [all_from(connection, allow_reset=True) for connection in (*silent, *used)] == [b""] * 500
             # The last of them was cut at its deadline, and not when it had no more to say; with time to tell and close.
             assert limit < time.monotonic() - opened < limit + 5
         finally:
@@ -135,28 +126,28 @@ def test_idle_and_dripping_clients_keep_nobody_waiting(tmp_path: Path, many_desc
         # A connection, and what a request that is answered has open.
         assert during["descriptors"] <= before["descriptors"] + 701 + 20
         assert during["memory"] - before["memory"] < 700 * 100_000
-        until(lambda: _used(server)["threads"] == before["threads"])
-        assert _used(server)["descriptors"] <= before["descriptors"] + 20
+        until(lambda: resources_used(server)["threads"] == before["threads"])
+        assert resources_used(server)["descriptors"] <= before["descriptors"] + 20
         assert len(server.rows()) == 101
         assert server.log.read_text() == ""
 
 
-@linux
+@requires_proc
 def test_at_the_bound_newcomers_wait_and_cost_nothing(tmp_path: Path) -> None:
     """Where every place is taken by a request that is arriving; and when there is room, all are served."""
     patch = "from bookings import server; server.MAX_CONNECTIONS = 20"
-    with _serving(tmp_path, "--workers=1", patch=patch) as server, contextlib.ExitStack() as stack:
+    with serving(tmp_path, "--workers=1", patch=patch) as server, contextlib.ExitStack() as stack:
         busy = [stack.enter_context(connect(server)) for _ in range(20)]
         for connection in busy:
             connection.sendall(get()[:-1])
-        until(lambda: _used(server)["threads"] == 21)
+        until(lambda: resources_used(server)["threads"] == 21)
         waiting = [stack.enter_context(connect(server)) for _ in range(50)]
         for number, connection in enumerate(waiting):
             connection.sendall(post(f"w{number}", b"Connection: close"))
-        before = _used(server)
+        before = resources_used(server)
         # So long nothing happens.
         assert select.select([*waiting, *busy], [], [], 1.5)[0] == []
-        after = _used(server)
+        after = resources_used(server)
         assert after["seconds"] - before["seconds"] < 0.3
         assert after["threads"] == 21
         assert after["descriptors"] == before["descriptors"]
@@ -164,35 +155,35 @@ def test_at_the_bound_newcomers_wait_and_cost_nothing(tmp_path: Path) -> None:
         for connection in busy:
             connection.sendall(b"\n")
         for connection in waiting:
-            assert statuses(all_from(connection)) == [201]
+            assert statuses(all_from(connection, allow_reset=True)) == [201]
             # Until then, it would have a place still.
             connection.close()
         assert len(server.rows()) == 50
-        assert _used(server)["threads"] <= 21
+        assert resources_used(server)["threads"] <= 21
         assert server.log.read_text() == ""
 
 
-@linux
+@requires_proc
 def test_idle_clients_without_end_make_room(tmp_path: Path, many_descriptors: None) -> None:
     """Three times as many as there may be; newcomers are served in the place of the longest idle, long before these would
     be cut."""
     patch = "from bookings import server; server.MAX_CONNECTIONS = 50"
-    with _serving(tmp_path, "--workers=2", patch=patch) as server, contextlib.ExitStack() as stack:
+    with serving(tmp_path, "--workers=2", patch=patch) as server, contextlib.ExitStack() as stack:
         idle = [stack.enter_context(connect(server)) for _ in range(300)]
         took = []
         for number in range(20):
             started = time.monotonic()
-            assert server.book(start=_slot(number), key=f"k{number}").status == 201
+            assert server.book(start=slot_at(number), key=f"k{number}").status == 201
             took.append(time.monotonic() - started)
         # The last ones have just come; when these have settled, it is at once.
         assert sorted(took)[10] < 0.25 and max(took) < 10
-        assert _used(server)["threads"] <= 3 + 2 * 51
+        assert resources_used(server)["threads"] <= 3 + 2 * 51
         until(lambda: len(select.select(idle, [], [], 0)[0]) >= 200)
         assert len(server.rows()) == 20
         assert server.log.read_text() == ""
 
 
-@linux
+@requires_proc
 @pytest.mark.parametrize("raised", [True, False], ids=["soft", "hard"])
 def test_few_descriptors(tmp_path: Path, raised: bool) -> None:
     """A soft limit is raised; beneath a hard one there are fewer places, and none that could not be answered."""
@@ -201,21 +192,21 @@ import resource
 soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard if {raised} else 64))
 """
-    with _serving(tmp_path, "--workers=1", patch=patch) as server, contextlib.ExitStack() as stack:
+    with serving(tmp_path, "--workers=1", patch=patch) as server, contextlib.ExitStack() as stack:
         limits = Path(f"/proc/{server.process.pid}/limits").read_text()
         soft, hard = re.findall(r"Max open files\s+(\S+)\s+(\S+)", limits)[0]
         assert soft == hard
         assert (soft == "64") != raised
         busy = [stack.enter_context(connect(server)) for _ in range(60)]
         # Those that have a place have just come, and keep it.
-        until(lambda: _used(server)["threads"] == (61 if raised else 9))
+        until(lambda: resources_used(server)["threads"] == (61 if raised else 9))
         for number, connection in enumerate(busy):
             connection.sendall(post(f"k{number}", b"Connection: close"))
         for connection in busy:
-            assert statuses(all_from(connection)) == [201]
+            assert statuses(all_from(connection, allow_reset=True)) == [201]
             # Until then, it would have a place still.
             connection.close()
-        until(lambda: _used(server)["threads"] == 1)
+        until(lambda: resources_used(server)["threads"] == 1)
         idle = [stack.enter_context(connect(server)) for _ in range(12)]
         assert server.book(key="new").status == 201
         assert len(select.select(idle, [], [], 0)[0]) == (0 if raised else 12 - 7)
@@ -226,24 +217,14 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard if {raised} else 64))
 # --- Stopping
 
 
-@contextlib.contextmanager
-def _standing_still(server: Server) -> Iterator[None]:
-    """Its connections are made by the system all the same, and wait in the backlog."""
-    os.killpg(server.process.pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.killpg(server.process.pid, signal.SIGCONT)
-
-
-@forks
+@requires_fork
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_stop_answers_what_waits_in_the_backlog(tmp_path: Path, count: int) -> None:
-    with _serving(tmp_path, f"--workers={count}") as server, contextlib.ExitStack() as stack:
+    with serving(tmp_path, f"--workers={count}") as server, contextlib.ExitStack() as stack:
         kept = stack.enter_context(connect(server))
         kept.sendall(get())
         assert kept.recv(65536).startswith(b"HTTP/1.1 200 ")
-        with _standing_still(server):
+        with suspended(server):
             # The one that was idle has just asked again; the others are new, and two have nothing to say.
             kept.sendall(post("kept"))
             asking = [stack.enter_context(connect(server)) for _ in range(30)]
@@ -253,8 +234,8 @@ def test_a_stop_answers_what_waits_in_the_backlog(tmp_path: Path, count: int) ->
             os.kill(server.process.pid, signal.SIGTERM)
             started = time.monotonic()
         for connection in (*asking, kept):
-            assert statuses(all_from(connection)) == [201]
-        assert [all_from(connection) for connection in silent] == [b""] * 2
+            assert statuses(all_from(connection, allow_reset=True)) == [201]
+        assert [all_from(connection, allow_reset=True) for connection in silent] == [b""] * 2
         assert server.process.wait(SOON) == 0
         assert time.monotonic() - started < 2
         keys = {key for _, _, key in server.rows()}
@@ -270,12 +251,12 @@ ARRIVING: dict[str, bytes] = {
 }
 
 
-@forks
+@requires_fork
 def test_a_stop_waits_for_a_stalled_request_no_longer_than_its_bound(tmp_path: Path) -> None:
     """Which is told to come again; and the exit status is 0, since nothing was left unanswered."""
     bound = 1.0
     patch = f"from bookings import server; server.ARRIVAL_SECONDS = {bound}"
-    with _serving(tmp_path, "--workers=2", patch=patch) as server, contextlib.ExitStack() as stack:
+    with serving(tmp_path, "--workers=2", patch=patch) as server, contextlib.ExitStack() as stack:
         stalled, dripping = stack.enter_context(connect(server)), stack.enter_context(connect(server))
         connections = [stack.enter_context(connect(server)) for _ in ARRIVING]
         connections += [stalled, dripping]
@@ -288,7 +269,7 @@ def test_a_stop_waits_for_a_stalled_request_no_longer_than_its_bound(tmp_path: P
         with contextlib.suppress(OSError):
             while not select.select([dripping], [], [], 0.05)[0]:
                 dripping.send(b"a")
-        found = [answers(all_from(connection)) for connection in connections]
+        found = [responses(all_from(connection, allow_reset=True)) for connection in connections]
         for (answer,) in found:
             assert_problem(answer, 503, "shutting-down")
             assert_documented(answer, "GET", "/live")
@@ -299,13 +280,13 @@ def test_a_stop_waits_for_a_stalled_request_no_longer_than_its_bound(tmp_path: P
         assert server.log.read_text() == ""
 
 
-@linux
+@requires_proc
 def test_a_stop_cuts_no_answer_off(tmp_path: Path) -> None:
     """Not even one that is half sent, to a client that takes its time to read it."""
     patch = "from bookings import server; server.ARRIVAL_SECONDS = 0.1"
-    with _serving(tmp_path, "--workers=1", patch=patch) as server:
+    with serving(tmp_path, "--workers=1", patch=patch) as server:
         with contextlib.closing(sqlite3.connect(server.database)) as db, db:
-            rows = [("slow", _slot(number), f"{number:0255}") for number in range(1000)]
+            rows = [("slow", slot_at(number), f"{number:0255}") for number in range(1000)]
             db.executemany(
                 "INSERT INTO bookings (tenant_id, start_time_utc, idempotency_key) VALUES (?, ?, ?)", rows
             )
@@ -323,9 +304,9 @@ def test_a_stop_cuts_no_answer_off(tmp_path: Path) -> None:
             with pytest.raises(subprocess.TimeoutExpired):
                 server.process.wait(0.5)
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
-            received += all_from(client)
+            received += all_from(client, allow_reset=True)
         assert server.process.wait(SOON) == 0
-        found = answers(received)
+        found = responses(received)
         assert 0 < len(found) < asked
         assert [len(answer.json) for answer in found] == [1000] * len(found)
         assert [answer.headers["Connection"] for answer in found] == [None] * (len(found) - 1) + ["close"]
@@ -333,9 +314,9 @@ def test_a_stop_cuts_no_answer_off(tmp_path: Path) -> None:
 
 
 def _stands_still(server: Server) -> bool:
-    before = _used(server)["seconds"]
+    before = resources_used(server)["seconds"]
     time.sleep(0.1)
-    return _used(server)["seconds"] == before
+    return resources_used(server)["seconds"] == before
 
 
 def _listens(server: Server) -> bool:
@@ -349,7 +330,7 @@ def _listens(server: Server) -> bool:
 # --- The database in trouble
 
 
-def _timed(work: Callable[[], Answer]) -> tuple[Answer, float]:
+def _timed(work: Callable[[], Response]) -> tuple[Response, float]:
     started = time.monotonic()
     return work(), time.monotonic() - started
 
@@ -357,15 +338,15 @@ def _timed(work: Callable[[], Answer]) -> tuple[Answer, float]:
 def test_a_writer_outside_keeps_everybody_waiting_for_the_bound_and_no_longer(tmp_path: Path) -> None:
     """For three times the bound, with requests that come all the while; each waits as long, in every worker."""
     bound = 1.0
-    with _serving(tmp_path, "--workers=2", patch=f"store.BUSY_SECONDS = {bound}") as server:
+    with serving(tmp_path, "--workers=2", patch=f"store.BUSY_SECONDS = {bound}") as server:
         booked = server.book()
         posts, gets = 160, 20
 
-        def ask(number: int) -> tuple[Answer, float]:
+        def ask(number: int) -> tuple[Response, float]:
             # Some at once, the others one after the other.
             time.sleep(3 * bound * max(0, number - 40) / posts if number < posts else (number - posts) / 10)
             if number < posts:
-                return _timed(lambda: server.book("else", _slot(number), f"e{number}"))
+                return _timed(lambda: server.book("else", slot_at(number), f"e{number}"))
             return _timed(lambda: server.call("GET", "/bookings", X_Tenant_ID="acme"))
 
         with contextlib.closing(sqlite3.connect(server.database, isolation_level=None)) as outside:
@@ -374,7 +355,7 @@ def test_a_writer_outside_keeps_everybody_waiting_for_the_bound_and_no_longer(tm
             assert server.call("GET", "/ready").status == 200
             assert len(server.rows()) == 1
             outside.execute("ROLLBACK")
-        answer, seconds = _timed(lambda: server.book("else", _slot(0), "e0"))
+        answer, seconds = _timed(lambda: server.book("else", slot_at(0), "e0"))
         assert (answer.status, seconds < 1) == (201, True)
         for answer, seconds in found[:posts]:
             assert_problem(answer, 503, "database-busy")
@@ -385,12 +366,12 @@ def test_a_writer_outside_keeps_everybody_waiting_for_the_bound_and_no_longer(tm
             assert (answer.status, answer.json) == (200, [booked.json])
         assert sorted(seconds for _, seconds in found[posts:])[gets // 2] < 0.5
         # Of the refused ones, nothing is left behind.
-        assert server.rows() == [("acme", "2026-01-01T10:00:00Z", "k1"), ("else", _slot(0), "e0")]
+        assert server.rows() == [("acme", "2026-01-01T10:00:00Z", "k1"), ("else", slot_at(0), "e0")]
         assert "Traceback" not in server.log.read_text()
 
 
 @contextlib.contextmanager
-def _load(server: Server, threads: int = 4) -> Iterator[list[tuple[str, Answer]]]:
+def _load(server: Server, threads: int = 4) -> Iterator[list[tuple[str, Response]]]:
     """Clients that book while something happens to the database; every answer that they got, by its key, in order."""
     stop, done = threading.Event(), []
 
@@ -398,7 +379,7 @@ def _load(server: Server, threads: int = 4) -> Iterator[list[tuple[str, Answer]]
         number = 0
         while not stop.is_set():
             key = f"{name}/{number}"
-            done.append((key, server.book(f"t{name}", _slot(number), key)))
+            done.append((key, server.book(f"t{name}", slot_at(number), key)))
             number += 1
 
     workers = [threading.Thread(target=work, args=(name,)) for name in range(threads)]
@@ -413,7 +394,7 @@ def _load(server: Server, threads: int = 4) -> Iterator[list[tuple[str, Answer]]
             each.join()
 
 
-def _acknowledged(done: list[tuple[str, Answer]]) -> set[str]:
+def _acknowledged(done: list[tuple[str, Response]]) -> set[str]:
     """The keys of the bookings that were made; every other answer says that the database could not be used."""
     for _, answer in done:
         if answer.status != 201:
@@ -453,7 +434,7 @@ def another(tmp_path: Path) -> Path:
     folder = tmp_path / "another"
     folder.mkdir()
     with contextlib.closing(Server(folder, "--workers=1")) as server:
-        at_once(50, lambda number: server.book("another", _slot(number), f"another {number}"))
+        at_once(50, lambda number: server.book("another", slot_at(number), f"another {number}"))
         assert server.stop() == 0
     assert len(_keys(folder / "bookings.db")) == 50
     return folder / "bookings.db"
@@ -467,7 +448,7 @@ def test_a_database_that_is_replaced_is_neither_used_nor_spoiled(
     """Nothing is acknowledged that is not in the file of the start, and the other stays as it was; until a restart."""
     old = tmp_path / "old.db"
     with contextlib.ExitStack() as stack:
-        server = stack.enter_context(_serving(tmp_path, f"--workers={count}"))
+        server = stack.enter_context(serving(tmp_path, f"--workers={count}"))
         with _load(server) as done:
             if log == "replaced":
                 # As it is while it is used.
@@ -489,19 +470,19 @@ def test_a_database_that_is_replaced_is_neither_used_nor_spoiled(
     assert acknowledged <= _keys(old)
     assert _keys(server.database) == {f"another {number}" for number in range(50)}
     with contextlib.closing(Server(tmp_path)) as restarted:
-        assert restarted.book("another", _slot(0), "another 0").status == 200
-        assert restarted.book("another", _slot(99), "another 99").status == 201
+        assert restarted.book("another", slot_at(0), "another 0").status == 200
+        assert restarted.book("another", slot_at(99), "another 99").status == 201
         assert restarted.call("GET", "/ready").status == 200
 
 
-@forks
+@requires_fork
 def test_a_worker_that_is_replaced_does_not_take_another_database(tmp_path: Path, another: Path) -> None:
     """Where the others hold the old one and its log, it would mix the two."""
-    with _serving(tmp_path, "--workers=2") as server:
+    with serving(tmp_path, "--workers=2") as server:
         assert server.book().status == 201
         os.link(server.database, tmp_path / "old.db")
         os.replace(another, server.database)
-        os.kill(min(_workers(server)), KILL)
+        os.kill(min(workers_of(server)), KILL)
         assert server.process.wait(SOON) == 1
         assert "bookings.db is not the file of the start" in server.log.read_text()
     assert _keys(tmp_path / "old.db") == {"k1"}
@@ -512,7 +493,7 @@ def test_a_worker_that_is_replaced_does_not_take_another_database(tmp_path: Path
 def test_a_database_that_is_moved_away_and_back_under_load(tmp_path: Path) -> None:
     """No empty one takes its place meanwhile, and every booking that was acknowledged is in it."""
     away = tmp_path / "away.db"
-    with _serving(tmp_path, "--workers=2") as server:
+    with serving(tmp_path, "--workers=2") as server:
         with _load(server) as done:
             server.database.rename(away)
             until(lambda: done[-1][1].status == 503)
@@ -526,7 +507,7 @@ def test_a_database_that_is_moved_away_and_back_under_load(tmp_path: Path) -> No
         assert _acknowledged(done) <= _keys(server.database) <= {key for key, _ in done}
         for key, answer in done:
             name, _, number = key.partition("/")
-            again = server.book(f"t{name}", _slot(int(number)), key)
+            again = server.book(f"t{name}", slot_at(int(number)), key)
             assert again.status in (200, 201)
             assert answer.status != 201 or (again.status, again.body) == (200, answer.body)
         assert server.stop() == 0
@@ -535,7 +516,7 @@ def test_a_database_that_is_moved_away_and_back_under_load(tmp_path: Path) -> No
 @movable
 def test_a_database_that_is_moved_away_before_the_answer(tmp_path: Path) -> None:
     """While the log is being synced: a booking is not acknowledged in a file that is not there to be found."""
-    with _serving(tmp_path, patch=_COMMANDED) as server:
+    with serving(tmp_path, patch=CONTROLLED_SYNC) as server:
         assert server.book().status == 201
         syncs, hold = tmp_path / "syncs", tmp_path / "hold"
         before = syncs.stat().st_size
@@ -547,11 +528,11 @@ def test_a_database_that_is_moved_away_before_the_answer(tmp_path: Path) -> None
             hold.unlink()
 
         answer, _ = at_once(
-            2, lambda number: move(number) if number else server.book(start=_slot(1), key="k2")
+            2, lambda number: move(number) if number else server.book(start=slot_at(1), key="k2")
         )
         assert_problem(answer, 503, "database-unavailable")
         (tmp_path / "away.db").rename(server.database)
-        assert server.book(start=_slot(1), key="k2").status == 200
+        assert server.book(start=slot_at(1), key="k2").status == 200
         assert [key for _, _, key in server.rows()] == ["k1", "k2"]
 
 
@@ -559,7 +540,7 @@ def test_a_database_that_is_moved_away_before_the_answer(tmp_path: Path) -> None
 @pytest.mark.parametrize("ends", [["-wal"], ["-wal", "-shm"]], ids=["log", "log and index"])
 def test_a_log_that_is_removed(tmp_path: Path, ends: list[str]) -> None:
     """A booking in a new log would be lost at the next start. What is in the old one is in the database at the stop."""
-    with _serving(tmp_path, "--workers=2") as server:
+    with serving(tmp_path, "--workers=2") as server:
         with _load(server) as done:
             for end in ends:
                 os.unlink(f"{server.database}{end}")
@@ -571,21 +552,21 @@ def test_a_log_that_is_removed(tmp_path: Path, ends: list[str]) -> None:
 
 
 @movable
-@forks
+@requires_fork
 def test_an_index_that_is_removed(tmp_path: Path) -> None:
     """SQLite's locks are in it: a worker that began with a new one would write over what the others write."""
-    with _serving(tmp_path, "--workers=2") as server:
-        booked = [server.book(start=_slot(number), key=f"k{number}") for number in range(9)]
+    with serving(tmp_path, "--workers=2") as server:
+        booked = [server.book(start=slot_at(number), key=f"k{number}") for number in range(9)]
         assert [answer.status for answer in booked] == [201] * 9
         os.unlink(f"{server.database}-shm")
-        assert_problem(server.book(start=_slot(9), key="k9"), 503, "database-unavailable")
+        assert_problem(server.book(start=slot_at(9), key="k9"), 503, "database-unavailable")
         assert_problem(server.call("GET", "/ready"), 503, "database-unavailable")
-        os.kill(min(_workers(server)), KILL)
+        os.kill(min(workers_of(server)), KILL)
         # No other can be started in its place, and the parent gives up.
         assert server.process.wait(SOON) == 1
         assert "bookings.db-shm is not the file of the start" in server.log.read_text()
-    with _serving(tmp_path) as server:
-        again = [server.book(start=_slot(number), key=f"k{number}") for number in range(10)]
+    with serving(tmp_path) as server:
+        again = [server.book(start=slot_at(number), key=f"k{number}") for number in range(10)]
         assert [answer.status for answer in again] == [200] * 9 + [201]
         assert [answer.body for answer in again[:9]] == [answer.body for answer in booked]
         with contextlib.closing(sqlite3.connect(server.database)) as db:
@@ -609,25 +590,25 @@ store._file = looked
 @movable
 def test_a_log_that_is_removed_in_the_middle_of_a_request(tmp_path: Path) -> None:
     """SQLite has made a new one by then, which must stay empty: the index that it has is of the old."""
-    with _serving(tmp_path, "--workers=1", patch=_REMOVED_IN_BETWEEN) as server:
+    with serving(tmp_path, "--workers=1", patch=_REMOVED_IN_BETWEEN) as server:
         assert server.book().status == 201
         with contextlib.closing(sqlite3.connect(server.database)) as db:
             # All of the log is in the database, so that a writer would begin it anew.
             assert db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[0] == 0
         (tmp_path / "now").touch()
-        assert_problem(server.book(start=_slot(1), key="k2"), 503, "database-unavailable")
+        assert_problem(server.book(start=slot_at(1), key="k2"), 503, "database-unavailable")
         assert not (tmp_path / "now").exists()
         assert Path(f"{server.database}-wal").stat().st_size == 0
         assert server.stop() == 0
         assert _keys(server.database) == {"k1"}
 
 
-@linux
+@requires_proc
 def test_a_database_that_is_made_read_only(tmp_path: Path) -> None:
     """Reading goes on; booking does not, and `/ready` says so, until it may be written again."""
     probe = tmp_path / "probe"
     probe.touch(0o444)
-    command = [*_like_anybody(probe), str(patched(tmp_path, ""))]
+    command = [*without_override(probe), str(patched(tmp_path, ""))]
     program = tmp_path / "anybody.py"
     program.write_text(f"import os, sys\nos.execv({command[0]!r}, {command!r} + sys.argv[1:])\n")
     with contextlib.closing(Server(tmp_path, program=program)) as server:
@@ -635,18 +616,18 @@ def test_a_database_that_is_made_read_only(tmp_path: Path) -> None:
         files = list(tmp_path.glob("bookings.db*"))
         for path in files:
             path.chmod(0o444)
-        for answer in (server.book(key="k2", start=_slot(1)), server.call("GET", "/ready")):
+        for answer in (server.book(key="k2", start=slot_at(1)), server.call("GET", "/ready")):
             assert_problem(answer, 503, "database-unavailable")
         listed = server.call("GET", "/bookings", X_Tenant_ID="acme")
         assert (listed.status, listed.json) == (200, [booked.json])
         log = server.log.read_text().splitlines()
         assert len(log) == 2 and "Permission denied" in log[0] and "bookings.db may be read" in log[1]
         server.database.chmod(0o644)
-        assert_problem(server.book(key="k2", start=_slot(1)), 503, "database-unavailable")
+        assert_problem(server.book(key="k2", start=slot_at(1)), 503, "database-unavailable")
         for path in files:
             path.chmod(0o644)
         assert server.call("GET", "/ready").status == 200
-        assert server.book(key="k2", start=_slot(1)).status == 201
+        assert server.book(key="k2", start=slot_at(1)).status == 201
         assert [key for _, _, key in server.rows()] == ["k1", "k2"]
 
 
@@ -669,7 +650,7 @@ def _overwrite(byte: bytes) -> Callable[[Path], None]:
 )
 def test_a_database_that_is_spoiled_in_place(tmp_path: Path, spoil: Callable[[Path], None]) -> None:
     """There is no success from then on, and no booking that was never made."""
-    with _serving(tmp_path, "--workers=2") as server:
+    with serving(tmp_path, "--workers=2") as server:
         with _load(server) as done:
             pass
         assert {answer.status for _, answer in done} == {201}
@@ -677,7 +658,7 @@ def test_a_database_that_is_spoiled_in_place(tmp_path: Path, spoil: Callable[[Pa
             # So that nothing is read from the log.
             assert db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone() == (0, 0, 0)
         spoil(server.database)
-        again = [server.book("t0", _slot(number), f"0/{number}") for number in range(10)]
+        again = [server.book("t0", slot_at(number), f"0/{number}") for number in range(10)]
         refused = [*again, server.call("GET", "/ready"), server.call("GET", "/bookings", X_Tenant_ID="t0")]
         for answer in refused:
             assert_problem(answer, 503, "database-unavailable")
@@ -687,18 +668,18 @@ def test_a_database_that_is_spoiled_in_place(tmp_path: Path, spoil: Callable[[Pa
         assert re.search("malformed|not a database|disk I/O error|no such table", log)
 
 
-@linux
+@requires_proc
 def test_a_file_that_may_not_grow(tmp_path: Path) -> None:
     """As on a disk that is full: no success, nothing half-written, and work goes on when there is room."""
     resource = pytest.importorskip("resource")
-    with _serving(tmp_path, "--workers=2") as server:
+    with serving(tmp_path, "--workers=2") as server:
         with _load(server) as before:
             pass
         size = Path(f"{server.database}-wal").stat().st_size
-        workers = _workers(server)
+        workers = workers_of(server)
         for worker in workers:
             resource.prlimit(worker, resource.RLIMIT_FSIZE, (size + 1000, resource.RLIM_INFINITY))
-        found = at_once(16, lambda number: server.book("late", _slot(number), f"late {number}"))
+        found = at_once(16, lambda number: server.book("late", slot_at(number), f"late {number}"))
         for answer in found:
             assert answer.status in (503, 507), answer.body
             assert answer.headers["Retry-After"]
@@ -706,7 +687,7 @@ def test_a_file_that_may_not_grow(tmp_path: Path) -> None:
         assert _keys(server.database) == _acknowledged(before)
         for worker in workers:
             resource.prlimit(worker, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
-        again = at_once(16, lambda number: server.book("late", _slot(number), f"late {number}"))
+        again = at_once(16, lambda number: server.book("late", slot_at(number), f"late {number}"))
         assert [answer.status for answer in again] == [201] * 16
         assert _keys(server.database) == _acknowledged(before) | {f"late {number}" for number in range(16)}
         assert server.stop() == 0
@@ -718,10 +699,10 @@ def test_there_are_no_more_ids(server: Server) -> None:
     with contextlib.closing(sqlite3.connect(server.database)) as db, db:
         db.execute(
             "INSERT INTO bookings (id, tenant_id, start_time_utc, idempotency_key) VALUES (?, 'acme', ?, 'last')",
-            (2**53 - 1, _slot(0)),
+            (2**53 - 1, slot_at(0)),
         )
-    answer = server.book("acme", _slot(1), "next")
+    answer = server.book("acme", slot_at(1), "next")
     assert (answer.status, answer.json["type"]) == (500, "/problems/internal-error")
     assert "id is a number from 1 to 2^53 - 1" in server.log.read_text()
     assert len(server.call("GET", "/bookings", X_Tenant_ID="acme").json) == 1
-    assert server.rows() == [("acme", _slot(0), "last")]
+    assert server.rows() == [("acme", slot_at(0), "last")]

@@ -21,8 +21,16 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT, Server, patched, until
-from tests.histories import Book, Booking, Call, List, in_processes, in_threads, violations
+from tests.helpers.histories import (
+    Book,
+    Booking,
+    Call,
+    List,
+    run_in_processes,
+    run_in_threads,
+    violations,
+)
+from tests.helpers.servers import ROOT, Server, patched, until
 
 NINE, TEN = "2026-01-01T09:00:00Z", "2026-01-01T10:00:00Z"
 A = Booking(1, "acme", TEN, "a", "2026-11-22T16:00:00Z")
@@ -117,8 +125,8 @@ OUT_OF_ORDER: dict[str, tuple[list[Call], list[Booking], tuple[object, ...]]] = 
     ),
     "nobody was told 201": ([book(1, 2, A, 200)], [A], ("none with 201",)),
     "booked by who was told that nothing was": ([busy(1, 2, A)], [A], ("none with 201",)),
-    "a row that nobody asked for": ([book(1, 2, B, None)], [A], ("never asked for",)),
-    "a listed booking that nobody asked for": ([listed(1, 2, A)], [A], ("never asked for",)),
+    "a row that nobody asked for": ([book(1, 2, B, None)], [A], ("never requested",)),
+    "a listed booking that nobody asked for": ([listed(1, 2, A)], [A], ("never requested",)),
     "201 for a booking that is gone": ([book(1, 2, A, 201)], [], ("is not in the database",)),
     "a row that is not what was answered": (
         [book(1, 2, A, 201)],
@@ -157,16 +165,16 @@ OUT_OF_ORDER: dict[str, tuple[list[Call], list[Booking], tuple[object, ...]]] = 
         [A],
         ("409", "has", A),
     ),
-    "409 for a slot that nobody has": ([book(1, 2, A, 409)], [], ("that nobody has",)),
+    "409 for a slot that nobody has": ([book(1, 2, A, 409)], [], ("that is free",)),
     "409 by the client's own booking": (
         [book(1, 2, A, 201), book(3, 4, A, 409)],
         [A],
-        ("by its own booking",),
+        ("because of its own booking",),
     ),
     "409 by the client's own unanswered booking": (
         [book(1, 2, A, None), book(3, 4, A, 409)],
         [A],
-        ("by its own booking",),
+        ("because of its own booking",),
     ),
     "409 where the key was used before": (
         [book(1, 2, A, 201), book(1, 2, EARLY, 201), book(3, 4, EARLY, 409, start=TEN)],
@@ -227,16 +235,16 @@ OUT_OF_ORDER: dict[str, tuple[list[Call], list[Booking], tuple[object, ...]]] = 
         ("not in order",),
     ),
     "a list with a booking twice": ([book(1, 2, A, 201), listed(3, 4, A, A)], [A], ("not in order",)),
-    "a status that is none of those": ([book(1, 2, A, 404)], [], ("no answer that is promised",)),
+    "a status that is none of those": ([book(1, 2, A, 404)], [], ("not a specified response",)),
     "a booking that is cut off": (
         [book(1, 2, A, None), book(3, 4, A, 200)._replace(body=b'{"id": 1')],
         [A],
-        ("no answer that is promised",),
+        ("not a specified response",),
     ),
     "a list with a stranger thing in it": (
         [Call(0, 1, 2, List("acme"), 200, b'[{"id": 1}]')],
         [],
-        ("no answer that is promised",),
+        ("not a specified response",),
     ),
 }
 
@@ -384,7 +392,7 @@ ROUNDS = 40
 def test_threads_and_one_server(tmp_path: Path) -> None:
     history: list[Call] = []
     with contextlib.closing(Server(tmp_path, "--workers", "1")) as server:
-        in_threads(CLIENTS, [server.port], ROUNDS, history.append)
+        run_in_threads(CLIENTS, [server.port], ROUNDS, history.append)
         assert_in_order(history, rows(server))
         assert server.log.read_text() == ""
 
@@ -392,7 +400,7 @@ def test_threads_and_one_server(tmp_path: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is one process where there is no fork")
 def test_processes_and_two_workers(tmp_path: Path) -> None:
     with contextlib.closing(Server(tmp_path, "--workers", "2")) as server:
-        history = in_processes(CLIENTS // 2, [server.port], 2 * ROUNDS)
+        history = run_in_processes(CLIENTS // 2, [server.port], 2 * ROUNDS)
         assert_in_order(history, rows(server))
         assert server.log.read_text() == ""
 
@@ -406,7 +414,7 @@ def test_clients_that_alternate_between_two_servers_on_one_database(tmp_path: Pa
             stack.enter_context(contextlib.closing(Server(tmp_path, program=program)))
             for program in (ROOT / "run.py", pusher)
         ]
-        in_threads(CLIENTS, [server.port for server in servers], ROUNDS, history.append)
+        run_in_threads(CLIENTS, [server.port for server in servers], ROUNDS, history.append)
         assert_in_order(history, rows(servers[0]))
         assert servers[0].log.read_text() == ""
 
@@ -441,7 +449,7 @@ def test_through_restarts(tmp_path: Path, end: Callable[[Server], None]) -> None
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(contextlib.closing(Server(tmp_path)))
         load = stack.enter_context(ThreadPoolExecutor(1)).submit(
-            in_threads, CLIENTS, [server.port], ROUNDS, history.append
+            run_in_threads, CLIENTS, [server.port], ROUNDS, history.append
         )
         for restart in range(1, restarts + 1):
             # Half of the answers come before the last restart: each client gets three in a round.

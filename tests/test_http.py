@@ -8,11 +8,7 @@ runs in this process; else it is `run.py`.
 from __future__ import annotations
 
 import contextlib
-import io
-import itertools
-import json
 import os
-import re
 import select
 import signal
 import socket
@@ -20,10 +16,7 @@ import sqlite3
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime, timedelta
-from email.utils import parsedate_to_datetime
-from http.client import parse_headers
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,131 +25,28 @@ import pytest
 import bookings.server as program
 from bookings.store import SQLiteStore, create_database
 from bookings.workers import SAME_SECONDS
-from tests.conftest import SOON, Answer, Server, assert_problem, at_once
+from tests.helpers.clients import (
+    CLOSE,
+    HOST,
+    JSON,
+    TENANT,
+    assert_serves,
+    connect,
+    get,
+    head_from,
+    post,
+    request,
+    response_from,
+    responses,
+    sized,
+    statuses,
+)
+from tests.helpers.servers import SOON, Server, all_from, assert_problem, at_once
+from tests.helpers.values import fresh_name
 
 START = "2026-01-01T10:00:00Z"
-HOST = b"Host: localhost"
-TENANT = b"X-Tenant-ID: reader"
-JSON = b"Content-Type: application/json"
-CLOSE = b"Connection: close"
-
-_numbers = itertools.count()
-
-
-def fresh() -> str:
-    """A tenant and key that no other test uses."""
-    return f"http-{next(_numbers)}"
-
-
-def request(line: bytes, *fields: bytes, body: bytes = b"") -> bytes:
-    return b"\r\n".join([line, *fields, b"", body])
-
-
-def sized(body: bytes, *fields: bytes, line: bytes = b"POST /bookings HTTP/1.1") -> bytes:
-    return request(line, HOST, JSON, b"Content-Length: %d" % len(body), *fields, body=body)
-
-
-def booking_of(key: str) -> bytes:
-    return json.dumps({"tenant_id": key, "start_time_utc": START, "idempotency_key": key}).encode()
-
-
-def post(key: str, *fields: bytes) -> bytes:
-    return sized(booking_of(key), *fields)
-
-
-def get(*fields: bytes, line: bytes = b"GET /bookings HTTP/1.1") -> bytes:
-    return request(line, HOST, TENANT, *fields)
-
-
 SMUGGLED = post("smuggled")
 LAST = get(CLOSE)
-
-
-def answers(received: bytes, *methods: str) -> list[Answer]:
-    """All that was received, as answers without a fault and nothing besides; `methods` are what asked."""
-    assert not re.search(rb"Python|http\.server|socketserver|Traceback", received)
-    found: list[Answer] = []
-    while received:
-        head, end, received = received.partition(b"\r\n\r\n")
-        status_line, _, fields = head.partition(b"\r\n")
-        status = re.fullmatch(rb"HTTP/1\.1 ([2-5][0-9]{2}) [A-Za-z' -]+", status_line)
-        assert end and status, (status_line, found)
-        number = int(status[1])
-        headers = parse_headers(io.BytesIO(fields + end))
-        names = [name.lower() for name in headers]
-        assert number != 500
-        assert len(set(names)) == len(names)
-        assert "server" not in names
-        assert headers["Date"].endswith(" GMT")
-        date = parsedate_to_datetime(headers["Date"])
-        assert abs(datetime.now(date.tzinfo) - date) < timedelta(minutes=1)
-        assert headers["Cache-Control"] == "no-store"
-        assert headers["X-Content-Type-Options"] == "nosniff"
-        # A web page of another site could read what has one.
-        assert not any(name.startswith("access-control-") for name in names)
-        assert ("content-length" in names) == (number != 204)
-        has_body = number != 204 and methods[len(found) : len(found) + 1] != ("HEAD",)
-        length = int(headers["Content-Length"]) if has_body else 0
-        assert len(received) >= length
-        found.append(Answer(number, headers, received[:length]))
-        received = received[length:]
-    return found
-
-
-def statuses(received: bytes, *methods: str) -> list[int]:
-    return [answer.status for answer in answers(received, *methods)]
-
-
-def assert_serves(server: Server, before: Sequence[Any]) -> None:
-    """No row was added to those `before`, and the next client books as if nothing had happened."""
-    assert server.rows() == before
-    key = fresh()
-    assert server.book(key, START, key).status == 201
-    assert server.rows() == [*before, (key, START, key)]
-    assert "Traceback" not in server.log.read_text()
-
-
-def connect(server: Server) -> socket.socket:
-    connection = socket.create_connection(("127.0.0.1", server.port), timeout=SOON)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
-    return connection
-
-
-def head_from(connection: socket.socket) -> bytes:
-    """Byte by byte, so that nothing behind it is taken."""
-    head = b""
-    while not head.endswith(b"\r\n\r\n"):
-        byte = connection.recv(1)
-        assert byte, head
-        head += byte
-    return head
-
-
-def answer_from(connection: socket.socket) -> Answer:
-    """The next answer on a connection that stays open."""
-    received = head_from(connection)
-    length = re.search(rb"Content-Length: ([0-9]+)", received)
-    body = b""
-    while length and len(body) < int(length[1]):
-        more = connection.recv(int(length[1]) - len(body))
-        assert more, received + body
-        body += more
-    (answer,) = answers(received + body)
-    return answer
-
-
-def all_from(connection: socket.socket, drip: bytes = b"") -> bytes:
-    """All that comes until the server closes, while `drip` is sent again and again."""
-    received, deadline = b"", time.monotonic() + SOON
-    while time.monotonic() < deadline:
-        if not select.select([connection], [], [], 0.05)[0]:
-            connection.sendall(drip)
-            continue
-        more = connection.recv(65536)
-        if not more:
-            return received
-        received += more
-    raise AssertionError(f"the server did not close; it sent {received!r}")
 
 
 def assert_silent(connection: socket.socket) -> None:
@@ -170,7 +60,7 @@ def assert_silent(connection: socket.socket) -> None:
 def test_methods(shared_server: Server, path: str, allowed: str, method: str) -> None:
     before = shared_server.rows()
     sent = get(line=f"{method} {path} HTTP/1.1".encode())
-    (answer,) = answers(shared_server.raw(sent, half_close=True))
+    (answer,) = responses(shared_server.raw(sent, half_close=True))
     assert answer.headers["Allow"] == allowed
     if method == "OPTIONS":
         assert (answer.status, answer.body) == (204, b"")
@@ -183,8 +73,8 @@ def test_methods(shared_server: Server, path: str, allowed: str, method: str) ->
 def test_head_has_the_headers_of_get_and_no_body(server: Server, target: bytes) -> None:
     assert server.book("reader", START, "k").status == 201
     same_id = b"X-Request-ID: same"
-    (got,) = answers(server.raw(get(CLOSE, same_id, line=b"GET %s HTTP/1.1" % target)))
-    (headed,) = answers(server.raw(get(CLOSE, same_id, line=b"HEAD %s HTTP/1.1" % target)), "HEAD")
+    (got,) = responses(server.raw(get(CLOSE, same_id, line=b"GET %s HTTP/1.1" % target)))
+    (headed,) = responses(server.raw(get(CLOSE, same_id, line=b"HEAD %s HTTP/1.1" % target)), "HEAD")
     assert got.body and not headed.body
     assert got.status == headed.status
     assert got.headers.items()[1:] == headed.headers.items()[1:]  # all but the date
@@ -199,7 +89,7 @@ def test_many_requests_in_one_packet(server: Server) -> None:
     sent = b"".join(
         post(key) + get(line=b"GET /bookings/%d HTTP/1.1" % (number + 1)) for number, key in enumerate(keys)
     )
-    found = answers(server.raw(sent, half_close=True))
+    found = responses(server.raw(sent, half_close=True))
     assert [answer.status for answer in found] == [201, 404] * 50
     assert [answer.json["idempotency_key"] for answer in found[::2]] == keys
     assert_serves(server, [(key, START, key) for key in keys])
@@ -209,11 +99,11 @@ def test_one_connection_serves_many_requests(server: Server) -> None:
     with connect(server) as connection:
         for number in range(20):
             connection.sendall(post(f"k{number}"))
-            assert answer_from(connection).status == 201
+            assert response_from(connection).status == 201
             connection.sendall(
                 b"\r\n" + get(line=b"GET /bookings?tenant_id=k%d HTTP/1.1" % number).replace(TENANT, b"X: 1")
             )
-            (booking,) = answer_from(connection).json
+            (booking,) = response_from(connection).json
             assert booking["idempotency_key"] == f"k{number}"
     assert_serves(server, [(f"k{number}", START, f"k{number}") for number in range(20)])
 
@@ -278,11 +168,11 @@ def test_a_refusal_can_be_read_by_who_still_sends(shared_server: Server, field: 
 
 def test_a_request_that_ends_early_is_not_answered_as_if_it_were_whole(shared_server: Server) -> None:
     before = shared_server.rows()
-    whole = post(fresh())
+    whole = post(fresh_name())
     for length in range(len(whole)):
         assert statuses(shared_server.raw(whole[:length], half_close=True)) in ([], [400])
     # Behind a whole one, too.
-    key = fresh()
+    key = fresh_name()
     cut = post(key) + whole[:-1]
     assert statuses(shared_server.raw(cut, half_close=True)) in ([201], [201, 400])
     assert_serves(shared_server, [*before, (key, START, key)])
@@ -361,7 +251,7 @@ def test_deadlines(
         with connect(server) as connection:
             started = time.monotonic()
             connection.sendall(sent)
-            found = answers(all_from(connection, drip))
+            found = responses(all_from(connection, drip=drip))
             waited = time.monotonic() - started
         assert [answer.status for answer in found] == expected
         # It was this deadline: the others are ten seconds and more.
@@ -382,7 +272,7 @@ def refused_and_staying(server: Server, connection: socket.socket) -> None:
 
 
 def asking_and_not_reading(server: Server, connection: socket.socket) -> None:
-    """The answers are more than the buffers of two sockets take."""
+    """The responses are more than the buffers of two sockets take."""
     with contextlib.closing(sqlite3.connect(server.database)) as db, db:
         for number in range(1000):
             row = ("reader", f"{1000 + number}-01-01T00:00:00Z", f"{number:0255}")
@@ -422,18 +312,18 @@ def test_beyond_the_bound_clients_wait_for_their_turn(
             first, second = (stack.enter_context(connect(server)) for _ in range(2))
             for inside in (first, second):
                 inside.sendall(get() + get()[:-1])
-                assert answer_from(inside).status == 200
+                assert response_from(inside).status == 200
             third = stack.enter_context(connect(server))
             third.sendall(post("third", CLOSE))
             assert_silent(third)
             assert server.rows() == []
             # Those who are in are served all the while, and the one that is idle then makes room.
             second.sendall(b"\n")
-            assert answer_from(second).status == 200
+            assert response_from(second).status == 200
             assert statuses(all_from(third)) == [201]
             assert all_from(second) == b""
             first.sendall(b"\n")
-            assert answer_from(first).status == 200
+            assert response_from(first).status == 200
         rows = [("third", START, "third")]
         assert server.rows() == rows
         crowd = at_once(30, lambda number: server.book(f"t{number}", START, f"k{number}").status)
@@ -448,20 +338,20 @@ def test_at_the_bound_the_longest_idle_makes_room(tmp_path: Path, monkeypatch: p
         used, silent, busy = (stack.enter_context(connect(server)) for _ in range(3))
         for connection in (used, busy):
             connection.sendall(get())
-            assert answer_from(connection).status == 200
+            assert response_from(connection).status == 200
         busy.sendall(HALF_BODY)
         # Idle before the silent one, but not for so long: it has asked once more.
         used.sendall(get())
-        assert answer_from(used).status == 200
+        assert response_from(used).status == 200
         new = stack.enter_context(connect(server))
         new.sendall(post("new"))
-        assert answer_from(new).status == 201
+        assert response_from(new).status == 201
         assert all_from(silent) == b""
         for connection in (used, new):
             connection.sendall(get())
-            assert answer_from(connection).status == 200
+            assert response_from(connection).status == 200
         busy.sendall(post("late")[-20:])
-        assert answer_from(busy).status == 201
+        assert response_from(busy).status == 201
         assert sorted(server.rows()) == [("late", START, "late"), ("new", START, "new")]
 
 
@@ -519,7 +409,7 @@ def in_flight(server: Server) -> Iterator[tuple[socket.socket, bytes]]:
 def test_a_signal_ends_idle_connections_at_once(server: Server, number: int) -> None:
     with connect(server) as silent, connect(server) as used:
         used.sendall(post("k"))
-        assert answer_from(used).status == 201
+        assert response_from(used).status == 201
         started = time.monotonic()
         assert server.stop(number) == 0
         assert time.monotonic() - started < 2
@@ -536,7 +426,7 @@ def test_a_signal_lets_a_request_in_flight_be_answered(server: Server, number: i
         wait_until_refused(server)
         assert server.process.poll() is None
         connection.sendall(rest + SMUGGLED)
-        (answer,) = answers(all_from(connection))
+        (answer,) = responses(all_from(connection))
         assert (answer.status, answer.headers["Connection"]) == (201, "close")
     assert server.process.wait(SOON) == 0
     assert server.rows() == [("k", START, "k")]

@@ -20,17 +20,12 @@ from urllib.parse import parse_qsl, quote, urlencode
 import pytest
 
 from bookings import store
-from tests.conftest import ROOT, Answer, Server, assert_problem
-from tests.test_fields import INSTANTS, SLOT
+from tests.helpers.servers import ROOT, Response, Server, assert_problem
+from tests.helpers.values import INSTANTS, SLOT, fresh_name
 
 LINK = re.compile(r'<(/bookings\?[!-;=?-~]*)>; rel="next"')
 BEFORE, AFTER = "2026-01-01T09:59:59Z", "2026-01-01T10:00:01Z"
 _numbers = itertools.count(1)
-
-
-def _fresh() -> str:
-    """A tenant of one test's own."""
-    return f"tenant-{next(_numbers)}"
 
 
 def _fill(server: Server, tenant: str, starts: Sequence[str]) -> None:
@@ -44,16 +39,16 @@ def _stored(server: Server, tenant: str) -> list[str]:
     return sorted(start for name, start, _ in server.rows() if name == tenant)
 
 
-def _list(server: Server, tenant: str, query: dict[str, Any], method: str = "GET") -> Answer:
+def _list(server: Server, tenant: str, query: dict[str, Any], method: str = "GET") -> Response:
     return server.call(method, f"/bookings?{urlencode({'tenant_id': tenant, **query}, quote_via=quote)}")
 
 
-def _starts(answer: Answer) -> list[str]:
+def _starts(answer: Response) -> list[str]:
     assert answer.status == 200, answer.body
     return [booking["start_time_utc"] for booking in answer.json]
 
 
-def _next(answer: Answer) -> str | None:
+def _next(answer: Response) -> str | None:
     """The target of the next page; there is at most one Link, and none to a page of something else."""
     links = answer.headers.get_all("Link") or []
     assert len(links) <= 1
@@ -64,7 +59,7 @@ def _next(answer: Answer) -> str | None:
     return found[1]
 
 
-def _follow(server: Server, first: Answer, **headers: str) -> Iterator[Answer]:
+def _follow(server: Server, first: Response, **headers: str) -> Iterator[Response]:
     """The first page and those behind it, each asked for by the Link before it."""
     answer = first
     for _ in range(100):
@@ -89,6 +84,7 @@ def hours(shared_server: Server) -> Server:
     return shared_server
 
 
+@pytest.mark.both_stores
 @pytest.mark.parametrize(
     ("query", "expected", "more"),
     [
@@ -145,7 +141,7 @@ AT_SLOT = {"from": [SLOT, AFTER], "to": [BEFORE], "after": [AFTER]}
 
 @pytest.mark.parametrize("bound", AT_SLOT)
 def test_a_bound_in_any_spelling(shared_server: Server, bound: str) -> None:
-    tenant = _fresh()
+    tenant = fresh_name()
     _fill(shared_server, tenant, [BEFORE, SLOT, AFTER])
     spellings = [sent for sent, stored, _ in INSTANTS if stored == SLOT]
     assert len(spellings) > 5
@@ -155,7 +151,7 @@ def test_a_bound_in_any_spelling(shared_server: Server, bound: str) -> None:
 
 @pytest.mark.parametrize("bound", AT_SLOT)
 def test_a_bound_that_is_no_instant(shared_server: Server, bound: str) -> None:
-    tenant = _fresh()
+    tenant = fresh_name()
     _fill(shared_server, tenant, [SLOT])
     # Lone surrogates have no place in a URL; a + that is not encoded is a blank there.
     refused = [sent for sent, stored, _ in INSTANTS if stored is None and "\ud800" not in sent]
@@ -232,10 +228,11 @@ def test_all_that_is_wrong_is_said_at_once(hours: Server, query: str, wrong: lis
     assert hours.rows() == before
 
 
+@pytest.mark.both_stores
 @pytest.mark.parametrize("limit", [1, 2, 3, 4, 5, 9, 10, 11, 1000])
 def test_the_last_page_has_no_link(shared_server: Server, limit: int) -> None:
     """Also where it is exactly full: nobody is sent to an empty page."""
-    tenant = _fresh()
+    tenant = fresh_name()
     starts = [f"2026-01-{day:02}T10:00:00Z" for day in range(1, 11)]
     _fill(shared_server, tenant, starts)
     pages = list(_follow(shared_server, _list(shared_server, tenant, {"limit": limit})))
@@ -250,7 +247,7 @@ def test_the_last_page_has_no_link(shared_server: Server, limit: int) -> None:
 def test_a_page_has_a_thousand_bookings_at_most(
     shared_server: Server, count: int, lengths: list[int], query: dict[str, Any]
 ) -> None:
-    tenant = _fresh()
+    tenant = fresh_name()
     _fill(
         shared_server,
         tenant,
@@ -322,7 +319,7 @@ def test_following_the_links(shared_server: Server, name: str, sent_in: str, bou
 
 def test_a_bound_goes_on_in_its_one_spelling(shared_server: Server) -> None:
     """However it came: a + must not come back as a blank, nor a long fraction make a target that is refused."""
-    tenant = _fresh() + "😀" * 240
+    tenant = fresh_name() + "😀" * 240
     _fill(shared_server, tenant, HOURS)
     fraction = "0" * 5000
     query = {"from": "2026-01-01t11:00:00+00:00", "to": f"2026-01-01T14:00:00.{fraction}-00:00", "limit": "1"}
@@ -342,6 +339,7 @@ def test_a_bound_goes_on_in_its_one_spelling(shared_server: Server) -> None:
     assert _stored(shared_server, tenant) == HOURS
 
 
+@pytest.mark.both_stores
 @pytest.mark.parametrize("query", [{"limit": 2}, {"limit": 2, "after": HOURS[2]}, {"limit": 7}, {}], ids=str)
 def test_head_has_the_link_too(hours: Server, query: dict[str, Any]) -> None:
     got, head = (_list(hours, "hours", query, method) for method in ("GET", "HEAD"))

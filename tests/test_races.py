@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from bookings.store import BUSY_SECONDS
-from tests.conftest import SOON, Answer, Server, assert_problem, at_once
+from tests.helpers.servers import SOON, Response, Server, assert_problem, at_once
 
 THREADS = 32
 # A second spelling must not be a second slot, least of all in a race.
@@ -53,6 +53,7 @@ def assert_one_winner(start: str, asked: list[tuple[str, int, bytes]], rows: lis
     assert [row for row in rows if row[1] == start] == [("acme", start, winner)]
 
 
+@pytest.mark.both_stores
 @pytest.mark.parametrize("keys", [THREADS, 8, 2], ids=lambda keys: f"{keys} keys")
 def test_threads_race_for_the_same_slots(server: Server, keys: int) -> None:
     days = range(1, 7)
@@ -70,6 +71,7 @@ def test_threads_race_for_the_same_slots(server: Server, keys: int) -> None:
     assert server.log.read_text() == ""
 
 
+@pytest.mark.both_stores
 def test_the_same_request_50_times_at_once(server: Server) -> None:
     for day in range(1, 4):
         answers = at_once(50, lambda number, day=day: server.book("acme", slot(day), f"k{day}"))
@@ -81,12 +83,13 @@ def test_the_same_request_50_times_at_once(server: Server) -> None:
         assert server.rows()[day - 1 :] == [("acme", slot(day), f"k{day}")]
 
 
+@pytest.mark.both_stores
 @pytest.mark.parametrize("by", ["slot", "tenant"])
 def test_one_key_for_different_bookings_at_once(server: Server, by: str) -> None:
     """Two threads ask for each booking: the winner's twin shows that a retry is no other use of the key."""
     for key in ("k1", "k2", "k3"):
 
-        def ask(number: int, key: str = key) -> tuple[tuple[str, str, str], Answer]:
+        def ask(number: int, key: str = key) -> tuple[tuple[str, str, str], Response]:
             which = number // 2 + 1
             tenant, day = (key, which) if by == "slot" else (f"{key} {which}", 1)
             return (tenant, slot(day), key), server.book(tenant, slot(day), key)

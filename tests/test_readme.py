@@ -14,37 +14,20 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 from tests.__main__ import ASIDE
-from tests.conftest import CANONICAL, ROOT, SOON, Server, copy_project, until
+from tests.helpers.readme import CLUSTER_COMMANDS, README, STEPS
+from tests.helpers.servers import CANONICAL, ROOT, SOON, Server, copy_project, until
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-class Step(NamedTuple):
-    language: str
-    command: str
-    answer: str
-
-
-STEPS = [
-    Step(*found)
-    for found in re.findall(
-        r"^```(sh|sql)\n(.*?)^```$(?:\n\n```http\n(.*?)^```$)?", README, re.MULTILINE | re.DOTALL
-    )
-]
 # Run by other means: the server by this test, the tests by whoever reads this.
 NOT_IN_THE_SESSION = ("python run.py\n", "python -m tests\n")
-# Run on nodes, by tests.test_cluster.
-ON_A_CLUSTER = [step.command for step in STEPS if "localhost:4001" in step.command]
 
 
 def test_every_block_is_part_of_a_step() -> None:
     """A block in another language would not be run, an answer without a command would not be compared."""
-    assert README.count("```") == 2 * sum(1 + bool(step.answer) for step in STEPS)
+    assert README.count("```") == 2 * sum(1 + bool(step.output) for step in STEPS)
     assert [step.command for step in STEPS if step.command in NOT_IN_THE_SESSION] == list(NOT_IN_THE_SESSION)
 
 
@@ -65,7 +48,7 @@ def test_the_session(tmp_path: Path) -> None:
             "PATH": f"{home}{os.pathsep}{os.environ['PATH']}",
         }
         for step in STEPS:
-            if step.command in (*NOT_IN_THE_SESSION, *ON_A_CLUSTER):
+            if step.command in (*NOT_IN_THE_SESSION, *CLUSTER_COMMANDS):
                 continue
             if step.command.startswith("sqlite3 ") and not shutil.which("sqlite3"):
                 continue
@@ -73,7 +56,7 @@ def test_the_session(tmp_path: Path) -> None:
                 output = by_hand(project / "bookings.db", step.command)
             else:
                 output = in_a_shell(step.command, project, environment)
-            assert normalised(output) == normalised(step.answer), step.command
+            assert normalised(output) == normalised(step.output), step.command
 
 
 def test_further_arguments_go_to_pytest() -> None:
@@ -95,9 +78,11 @@ def test_every_test_is_in_one_of_two_halves(tmp_path: Path, fails: str | None) -
     """A failure in either fails the whole; what both print is there."""
     (tmp_path / "tests").mkdir()
     shutil.copy(ROOT / "tests/__main__.py", tmp_path / "tests")
-    names = [*(Path(path).stem for path in ASIDE), "test_other", "test_another"]
-    for name in names:
-        (tmp_path / f"tests/{name}.py").write_text(f"def test() -> None:\n    assert {name != fails}\n")
+    paths = [*ASIDE, "tests/test_other.py", "tests/test_another.py"]
+    names = [Path(path).stem for path in paths]
+    for path, name in zip(paths, names):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text(f"def test() -> None:\n    assert {name != fails}\n")
     ran = subprocess.run(
         [sys.executable, "-m", "tests"],
         cwd=tmp_path,
@@ -133,6 +118,7 @@ def test_ctrl_c_lets_every_test_tidy_up(tmp_path: Path, arguments: tuple[str, ..
     (tmp_path / "tests").mkdir()
     shutil.copy(ROOT / "tests/__main__.py", tmp_path / "tests")
     for path in ASIDE:
+        (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).touch()
     for name in ("tools", "other"):
         (tmp_path / f"tests/test_{name}.py").write_text(WAITS.replace("NAME", name))

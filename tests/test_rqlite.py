@@ -22,41 +22,8 @@ from pathlib import Path
 import pytest
 
 from bookings.rqlite import LEAST_SECONDS
-from tests import test_contract, test_lists, test_races, test_tenants
-from tests.cluster import ClusterServer, Link, Node, cluster, free_ports, url
-from tests.conftest import CANONICAL, ROOT, SOON, assert_problem, at_once, patched
-
-# Every test that asks a server for nothing but HTTP and its rows. First those on a table that they fill together.
-SAME_FOR_BOTH_STORES: list[Callable[..., None]] = [
-    test_lists.test_bounds,
-    test_lists.test_the_last_page_has_no_link,
-    test_lists.test_head_has_the_link_too,
-    test_contract.test_outcome,
-    test_contract.test_refused_by_conflict_uses_up_no_key,
-    test_contract.test_list_is_a_bare_array_in_order_of_time,
-    test_contract.test_one_booking_is_read_as_it_was_created,
-    test_contract.test_head_is_get_without_the_body,
-    test_contract.test_refused_fields,
-    test_contract.test_refused_json,
-    test_contract.test_refused_content_type,
-    test_contract.test_refused_requests_use_up_no_key,
-    test_contract.test_refused_query,
-    test_contract.test_everything_wrong_in_query_and_body_is_said,
-    test_contract.test_no_such_path,
-    test_contract.test_no_such_booking,
-    test_contract.test_method_not_allowed,
-    test_contract.test_refused_framing_closes_the_connection,
-    test_races.test_threads_race_for_the_same_slots,
-    test_races.test_the_same_request_50_times_at_once,
-    test_races.test_one_key_for_different_bookings_at_once,
-    test_tenants.test_id_of_another_tenant_is_as_one_that_does_not_exist,
-    test_tenants.test_list_is_the_tenants_own,
-    test_tenants.test_key_of_another_tenant_is_told_as_a_key_of_ones_own,
-    test_tenants.test_slot_of_another_tenant_is_free,
-    test_tenants.test_names_that_look_alike_are_different_tenants,
-]
-hours = test_lists.hours
-globals().update({test.__name__: test for test in SAME_FOR_BOTH_STORES})
+from tests.helpers.clusters import ClusterServer, Link, Node, cluster, free_ports, url
+from tests.helpers.servers import CANONICAL, ROOT, SOON, assert_problem, at_once, patched
 
 WAIT_SECONDS = 2.5
 

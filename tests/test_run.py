@@ -25,7 +25,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT, SOON, Server, at_once, copy_project, patched
+from tests.helpers.processes import run_and_fail, without_override
+from tests.helpers.servers import ROOT, SOON, Server, at_once, copy_project, patched
 
 RUN = str(ROOT / "run.py")
 SCHEMA = (ROOT / "schema.sql").read_text(encoding="utf-8")
@@ -34,23 +35,6 @@ INSERT = "INSERT INTO bookings (tenant_id, start_time_utc, idempotency_key) VALU
 
 windows_forbids = pytest.mark.skipif(os.name == "nt", reason="Windows allows no such file name")
 no_signals = pytest.mark.skipif(os.name == "nt", reason="Windows cannot send a signal to one process alone")
-
-
-def _fault(folder: Path, *command: str, **environment: str) -> str:
-    """The one line with which a command run in `folder` refuses to start."""
-    ended = subprocess.run(
-        command,
-        env={**os.environ, **environment},
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=SOON,
-        check=False,
-    )
-    assert ended.returncode > 0
-    assert ended.stdout == ""
-    assert re.fullmatch(r"run\.py: [^\n]+\n", ended.stderr), ended.stderr
-    return ended.stderr
 
 
 def _files(folder: Path) -> dict[str, bytes]:
@@ -321,12 +305,12 @@ def test_the_schema_is_plain_sql() -> None:
     "port", ["none", "", "-1", "65536", "70000", "5_0", "+80", " 80", "0x50", "80.0", "５０", "9" * 5000]
 )
 def test_a_port_that_is_none(tmp_path: Path, port: str) -> None:
-    assert "port" in _fault(tmp_path, sys.executable, RUN, f"--port={port}", PORT="0")
+    assert "port" in run_and_fail(tmp_path, sys.executable, RUN, f"--port={port}", PORT="0")
     assert not _files(tmp_path)
 
 
 def test_a_port_that_is_none_in_the_environment(tmp_path: Path) -> None:
-    assert "port" in _fault(tmp_path, sys.executable, RUN, PORT="none")
+    assert "port" in run_and_fail(tmp_path, sys.executable, RUN, PORT="none")
     assert not _files(tmp_path)
 
 
@@ -344,10 +328,10 @@ def test_a_port_that_is_none_in_the_environment(tmp_path: Path) -> None:
 )
 def test_an_allowed_host_that_is_no_name(tmp_path: Path, host: str) -> None:
     """It would match no Host, and nobody would know why."""
-    assert repr(host) in _fault(
+    assert repr(host) in run_and_fail(
         tmp_path, sys.executable, RUN, "--port=0", f"--allowed-hosts=b.example,{host}"
     )
-    assert repr(host) in _fault(tmp_path, sys.executable, RUN, "--port=0", ALLOWED_HOSTS=host)
+    assert repr(host) in run_and_fail(tmp_path, sys.executable, RUN, "--port=0", ALLOWED_HOSTS=host)
     assert not _files(tmp_path)
 
 
@@ -355,7 +339,7 @@ def test_a_port_that_is_taken(server: Server, tmp_path: Path) -> None:
     assert server.book(*SLOT).status == 201
     second = tmp_path / "second"
     second.mkdir()
-    line = _fault(second, sys.executable, RUN, f"--port={server.port}", "--database=second.db")
+    line = run_and_fail(second, sys.executable, RUN, f"--port={server.port}", "--database=second.db")
     assert f"127.0.0.1:{server.port}" in line
     # The database may have been made before the port was asked for; then nothing lies beside it.
     assert set(_files(second)) <= {"second.db"}
@@ -365,7 +349,7 @@ def test_a_port_that_is_taken(server: Server, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("host", ["nowhere.invalid", "192.0.2.1", "a..b", "x" * 64])
 def test_a_host_that_is_none(tmp_path: Path, host: str) -> None:
-    assert host in _fault(tmp_path, sys.executable, RUN, "--port=0", f"--host={host}", "--database=x.db")
+    assert host in run_and_fail(tmp_path, sys.executable, RUN, "--port=0", f"--host={host}", "--database=x.db")
     assert set(_files(tmp_path)) <= {"x.db"}
 
 
@@ -391,7 +375,7 @@ def test_a_database_that_cannot_be_one(tmp_path: Path, name: str, content: bytes
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_bytes(content or b"")
     before = _files(tmp_path)
-    assert name in _fault(tmp_path, sys.executable, RUN, "--port=0", f"--database={name}")
+    assert name in run_and_fail(tmp_path, sys.executable, RUN, "--port=0", f"--database={name}")
     assert _files(tmp_path) == before
 
 
@@ -417,24 +401,6 @@ def test_a_database_in_a_folder_that_was_removed(tmp_path: Path, program: list[s
 
 # Gives up what lets root write whatever the modes say (prctl 24 drops CAP_DAC_OVERRIDE, number 1, from the
 # bounding set), and becomes the command that follows.
-_LIKE_ANYBODY = """
-import ctypes, os, sys
-ctypes.CDLL(None).prctl(24, 1, 0, 0, 0)
-os.execv(sys.argv[1], sys.argv[1:])
-"""
-
-
-def _like_anybody(read_only: Path) -> list[str]:
-    """The start of a command that may not write what is read-only, even where the tests run as root."""
-    command = [sys.executable]
-    if sys.platform.startswith("linux") and os.geteuid() == 0:
-        command = [sys.executable, "-c", _LIKE_ANYBODY, sys.executable]
-    probe = [*command, "-c", "import os, sys; sys.exit(os.access(sys.argv[1], os.W_OK))", str(read_only)]
-    if subprocess.run(probe, check=False, timeout=SOON).returncode:
-        pytest.skip("modes do not keep this user from writing")
-    return command
-
-
 @pytest.mark.parametrize(
     ("journal", "read_only", "name"),
     [
@@ -453,8 +419,8 @@ def test_a_database_that_may_not_be_written(tmp_path: Path, journal: str, read_o
     mode = hindrance.stat().st_mode
     hindrance.chmod(mode & ~0o222)
     try:
-        command = _like_anybody(hindrance)
-        assert name in _fault(tmp_path, *command, RUN, "--port=0", f"--database={name}")
+        command = without_override(hindrance)
+        assert name in run_and_fail(tmp_path, *command, RUN, "--port=0", f"--database={name}")
         assert _files(tmp_path) == before
     finally:
         hindrance.chmod(mode)
@@ -481,7 +447,7 @@ def test_a_table_that_is_not_the_one_of_the_schema(tmp_path: Path, part: str, in
     assert part in SCHEMA
     path = _make(tmp_path / "bookings.db", SCHEMA.replace(part, instead))
     before = _dump(path)
-    assert "bookings" in _fault(tmp_path, sys.executable, RUN, "--port=0", f"--database={path}")
+    assert "bookings" in run_and_fail(tmp_path, sys.executable, RUN, "--port=0", f"--database={path}")
     assert _dump(path) == before
     assert os.listdir(tmp_path) == ["bookings.db"]
 
@@ -498,7 +464,7 @@ def test_a_table_that_is_not_the_one_of_the_schema(tmp_path: Path, part: str, in
 def test_a_refused_database_keeps_every_byte(tmp_path: Path, theirs: str) -> None:
     path = _make(tmp_path / "bookings.db", theirs)
     before = _files(tmp_path)
-    _fault(tmp_path, sys.executable, RUN, "--port=0", f"--database={path}")
+    run_and_fail(tmp_path, sys.executable, RUN, "--port=0", f"--database={path}")
     assert _files(tmp_path) == before
 
 
@@ -514,7 +480,7 @@ def test_a_database_that_is_locked_for_longer_than_the_wait(tmp_path: Path) -> N
         # Both at once, since each waits its whole time.
         lines = at_once(
             2,
-            lambda number: _fault(
+            lambda number: run_and_fail(
                 tmp_path, sys.executable, program, "--port=0", f"--database={paths[number].name}"
             ),
         )
@@ -540,7 +506,7 @@ def test_a_python_that_is_too_old(tmp_path: Path, version: str) -> None:
     python = next(_old_python(version), None)
     if not python:
         pytest.skip(f"no Python {version} here")
-    line = _fault(tmp_path, python, RUN, "--port=0", "--database=x.db")
+    line = run_and_fail(tmp_path, python, RUN, "--port=0", "--database=x.db")
     assert re.search(rf"\b{version}\.[0-9].*\b3\.9\b", line)
     assert not _files(tmp_path)
 
@@ -553,7 +519,7 @@ sys.argv[:1] = []
 sys.path.insert(0, os.path.dirname(sys.argv[0]))
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-    line = _fault(tmp_path, sys.executable, "-c", with_old_sqlite, RUN, "--port=0", "--database=x.db")
+    line = run_and_fail(tmp_path, sys.executable, "-c", with_old_sqlite, RUN, "--port=0", "--database=x.db")
     assert re.search(r"SQLite.*\b3\.34", line)
     assert not _files(tmp_path)
 

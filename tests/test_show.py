@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, SOON, Server, copy_project
+from tests.helpers.servers import ROOT, SOON, Server, copy_project
 
 SCHEMA = (ROOT / "schema.sql").read_text(encoding="utf-8")
 START = "2026-01-01T10:00:00Z"

@@ -13,17 +13,13 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.conftest import Answer, Server, assert_problem
+from tests.helpers.clients import as_header
+from tests.helpers.servers import Response, Server, assert_problem
 
 SLOTS = [f"2026-03-0{day}T10:00:00Z" for day in range(1, 10)]
 OWNER, STRANGER = "owner-5f1c", "stranger-a7d2"
 # What no answer to the stranger may hold; the slot and the key that it asks for are its own words.
 SECRETS = [OWNER, "owner's key"]
-
-
-def as_header(value: str) -> str:
-    """A value as http.client takes it so that its UTF-8 goes out."""
-    return value.encode().decode("latin-1")
 
 
 def in_header(method: str, path: str, tenant: str) -> tuple[str, str, Any, dict[str, str]]:
@@ -46,12 +42,12 @@ def in_header_beside_a_body(method: str, path: str, tenant: str) -> tuple[str, s
 READS = [in_header, in_query, in_both, in_header_beside_a_body]
 
 
-def ask(server: Server, request: tuple[str, str, Any, dict[str, str]]) -> Answer:
+def ask(server: Server, request: tuple[str, str, Any, dict[str, str]]) -> Response:
     method, target, body, headers = request
     return server.call(method, target, body, **headers)
 
 
-def everything(answer: Answer) -> tuple[Any, ...]:
+def everything(answer: Response) -> tuple[Any, ...]:
     """The whole answer but for its date."""
     return (
         answer.status,
@@ -73,13 +69,14 @@ BOOKS = [books_in_body, books_in_headers]
 
 
 @pytest.fixture(scope="module")
-def owned(shared_server: Server) -> Answer:
+def owned(shared_server: Server) -> Response:
     """A booking of the owner's, for the tests that only ever are refused."""
     booked = shared_server.book(OWNER, SLOTS[0], "owner's key")
     assert (booked.status, booked.headers["Location"]) == (201, "/bookings/1")
     return booked
 
 
+@pytest.mark.both_stores
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 @pytest.mark.parametrize("read", READS)
 def test_id_of_another_tenant_is_as_one_that_does_not_exist(server: Server, read: Any, method: str) -> None:
@@ -97,6 +94,7 @@ def test_id_of_another_tenant_is_as_one_that_does_not_exist(server: Server, read
     assert ask(server, read(method, owned.headers["Location"], OWNER)).status == 200
 
 
+@pytest.mark.both_stores
 @pytest.mark.parametrize("read", READS)
 def test_list_is_the_tenants_own(server: Server, read: Any) -> None:
     for number, start in enumerate(SLOTS):
@@ -113,6 +111,7 @@ def test_list_is_the_tenants_own(server: Server, read: Any) -> None:
     assert len(server.rows()) == len(SLOTS) + 1
 
 
+@pytest.mark.both_stores
 @pytest.mark.parametrize("book", BOOKS)
 def test_key_of_another_tenant_is_told_as_a_key_of_ones_own(server: Server, book: Any) -> None:
     server.book(OWNER, SLOTS[0], "owner's key")
@@ -128,6 +127,7 @@ def test_key_of_another_tenant_is_told_as_a_key_of_ones_own(server: Server, book
     assert server.rows() == rows
 
 
+@pytest.mark.both_stores
 @pytest.mark.parametrize("book", BOOKS)
 def test_slot_of_another_tenant_is_free(server: Server, book: Any) -> None:
     server.book(OWNER, SLOTS[0], "owner's key")
@@ -158,7 +158,7 @@ def test_slot_of_another_tenant_is_free(server: Server, book: Any) -> None:
     ],
 )
 def test_reading_for_two_tenants_or_none_is_refused(
-    shared_server: Server, owned: Answer, path: str, query: str, lines: list[str]
+    shared_server: Server, owned: Response, path: str, query: str, lines: list[str]
 ) -> None:
     head = f"GET {path}{query} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
     received = shared_server.raw(
@@ -184,7 +184,7 @@ def test_reading_for_two_tenants_or_none_is_refused(
     ],
 )
 def test_booking_for_two_tenants_or_none_is_refused(
-    shared_server: Server, owned: Answer, target: str, in_body: str | None, lines: list[str]
+    shared_server: Server, owned: Response, target: str, in_body: str | None, lines: list[str]
 ) -> None:
     rows = shared_server.rows()
     for start, key in [(SLOTS[0], "owner's key"), (SLOTS[1], "new key")]:
@@ -236,6 +236,7 @@ ALIKE = [
 ]
 
 
+@pytest.mark.both_stores
 def test_names_that_look_alike_are_different_tenants(server: Server) -> None:
     assert len(set(ALIKE)) == len(ALIKE)
     booked = {}

@@ -20,7 +20,6 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,91 +29,29 @@ from urllib.parse import urlencode
 
 import pytest
 
-from tests.conftest import ROOT, SOON, Server, copy_project
+from tests.helpers.servers import ROOT, SOON, Server, copy_project
+from tests.helpers.tools import (
+    SCHEMA,
+    SIGNAL_SECONDS,
+    assert_one_line,
+    contents_of,
+    keys_of,
+    make_database,
+    open_read_only,
+    posix_only,
+    requires_ps,
+    run_tool,
+    start_tool,
+    tool_environment,
+    wait_for,
+)
 
-SCHEMA = (ROOT / "schema.sql").read_text(encoding="utf-8")
 LARGE = 200_000
-# A signal is obeyed in this time: a person who pressed Ctrl+C presses it again long before.
-OBEYED = 10.0
-posix = pytest.mark.skipif(os.name == "nt", reason="Windows has no such signal, terminal, mode or link")
-needs_ps = pytest.mark.skipif(not shutil.which("ps"), reason="needs ps, to see who is still there")
-
-
-def _environment(code: Path, changes: dict[str, str]) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(code), "PYTHONIOENCODING": "utf-8", **changes}
-
-
-def _start(tool: str, *flags: str, code: Path = ROOT, under: tuple[str, ...] = (), **more: Any) -> Any:
-    """The tool of this program or of a copy, as a process; `under` is a command that runs it, and what is in
-    capitals goes into its environment."""
-    changes = {name: more.pop(name) for name in list(more) if name.isupper()}
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8", "cwd": code, **more}
-    command = [*under, sys.executable, "-m", f"bookings.{tool}", *flags]
-    return subprocess.Popen(command, env=_environment(code, changes), **streams)
-
-
-def _run(tool: str, *flags: str, **more: Any) -> subprocess.CompletedProcess[str]:
-    with _start(tool, *flags, **more) as process:
-        try:
-            out, err = process.communicate(timeout=60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            raise
-        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
-
-
-def _wait_for(event: Callable[[], Any], what: str) -> Any:
-    """What `event` comes to, once that is something."""
-    deadline = time.monotonic() + SOON
-    while True:
-        found = event()
-        if found:
-            return found
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.001)
-
-
-def _make(path: Path, count: int, by_hand: str = "") -> Path:
-    """A database with so many bookings, of 200 tenants, and then this SQL, written while no CHECK looks."""
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
-        db.executescript(SCHEMA)
-        db.execute(
-            """WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i + 1 < ?)
-            INSERT INTO bookings (tenant_id, start_time_utc, idempotency_key)
-            SELECT 'tenant-' || (i % 200), strftime('%Y-%m-%dT%H:%M:%SZ', 1767225600 + i * 60, 'unixepoch'),
-                'key-' || i FROM n""",
-            (count,),
-        )
-        db.execute("PRAGMA ignore_check_constraints = ON")
-        db.executescript(by_hand)
-    return path
 
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _make(tmp_path_factory.mktemp("large") / "bookings.db", LARGE)
-
-
-def _read_only(path: Path) -> sqlite3.Connection:
-    return sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)
-
-
-def _keys(path: Path) -> list[str]:
-    """The keys of a copy that is found sound."""
-    with contextlib.closing(_read_only(path)) as db:
-        assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-        return [key for (key,) in db.execute("SELECT idempotency_key FROM bookings ORDER BY id")]
-
-
-def _files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() if path.is_file() else b"" for path in folder.iterdir()}
-
-
-def _assert_one_line(ended: subprocess.CompletedProcess[str], tool: str) -> None:
-    """It failed, and said why in one line and no more."""
-    assert (ended.returncode, ended.stdout) == (1, ""), ended
-    assert ended.stderr.startswith(f"bookings.{tool}: ") and len(ended.stderr) < 400, ended.stderr
-    assert len(ended.stderr.splitlines()) == 1, ended.stderr
+    return make_database(tmp_path_factory.mktemp("large") / "bookings.db", LARGE)
 
 
 @pytest.mark.parametrize("tool", ["show", "backup"])
@@ -126,14 +63,14 @@ def test_who_looks_leaves_no_file(tmp_path: Path, tool: str, running: bool) -> N
         assert server.book().status == 201
         if not running:
             server.stop()
-        before = _files(tmp_path)
+        before = contents_of(tmp_path)
         assert set(before) == {
             "bookings.db",
             "server.log",
             *(["bookings.db-wal", "bookings.db-shm"] if running else []),
         }
-        assert _run(tool, f"--database={server.database}", *copy).returncode == 0
-        after = _files(tmp_path)
+        assert run_tool(tool, f"--database={server.database}", *copy).returncode == 0
+        after = contents_of(tmp_path)
         assert set(after) - set(before) == ({"copy.db"} if copy else set())
         for name in ("bookings.db", "bookings.db-wal"):
             assert after.get(name) == before.get(name)
@@ -184,7 +121,7 @@ def _listed(server: Server, chosen: dict[str, str]) -> list[dict[str, Any]]:
 def test_show_prints_what_the_api_lists(booked: Server, chosen: dict[str, str]) -> None:
     flags = [f"--database={booked.database}", *(f"--{name}={value}" for name, value in chosen.items())]
     listed = _listed(booked, chosen)
-    as_json, table = _run("show", *flags, "--json"), _run("show", *flags)
+    as_json, table = run_tool("show", *flags, "--json"), run_tool("show", *flags)
     for ended in (as_json, table):
         assert (ended.returncode, ended.stderr) == (0, "")
     assert as_json.stdout.isascii()
@@ -214,7 +151,7 @@ def test_show_prints_what_the_api_lists(booked: Server, chosen: dict[str, str]) 
     ],
 )
 def test_show_refuses_a_bad_value(booked: Server, flag: str, value: str, says: str) -> None:
-    ended = _run("show", f"--database={booked.database}", f"{flag}={value}", "--json")
+    ended = run_tool("show", f"--database={booked.database}", f"{flag}={value}", "--json")
     assert (ended.returncode, ended.stdout) == (2, "")
     assert "Traceback" not in ended.stderr and "\x1b" not in ended.stderr
     message = ended.stderr.splitlines()[-1]
@@ -223,7 +160,7 @@ def test_show_refuses_a_bad_value(booked: Server, flag: str, value: str, says: s
 
 @pytest.mark.parametrize("limit", ["9223372036854775807", "9223372036854775808", "9" * 5000], ids=len)
 def test_show_with_a_limit_beyond_any_table(booked: Server, limit: str) -> None:
-    ended = _run("show", f"--database={booked.database}", "--json", f"--limit={limit}")
+    ended = run_tool("show", f"--database={booked.database}", "--json", f"--limit={limit}")
     assert "Traceback" not in ended.stderr, ended.stderr
     # All there is, or a refusal: both are answers.
     assert (ended.returncode, len(ended.stdout.splitlines())) in ((0, len(TENANTS) * len(STARTS)), (2, 0))
@@ -232,8 +169,8 @@ def test_show_with_a_limit_beyond_any_table(booked: Server, limit: str) -> None:
 def test_show_json_of_values_that_are_no_text(tmp_path: Path) -> None:
     by_hand = """INSERT INTO bookings (tenant_id, start_time_utc, idempotency_key, created_at)
         VALUES (CAST(x'3cff80c33e' AS TEXT), x'1b07', 'k' || char(10, 27, 155), 0)"""
-    path = _make(tmp_path / "bookings.db", 1, by_hand)
-    ended = _run("show", f"--database={path}", "--json")
+    path = make_database(tmp_path / "bookings.db", 1, by_hand)
+    ended = run_tool("show", f"--database={path}", "--json")
     assert (ended.returncode, ended.stderr) == (0, "")
     assert ended.stdout.isascii() and "\x1b" not in ended.stdout
     assert sorted(json.loads(line)["id"] for line in ended.stdout.splitlines()) == [1, 2]
@@ -255,7 +192,7 @@ def _cost(*flags: str) -> tuple[int, float]:
     """The peak of resident memory, in KiB, and the seconds of CPU time."""
     ended = subprocess.run(
         [sys.executable, "-c", _MEASURED, *flags],
-        env=_environment(ROOT, {}),
+        env=tool_environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -269,7 +206,7 @@ def _cost(*flags: str) -> tuple[int, float]:
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux's /proc")
 @pytest.mark.parametrize("form", [(), ("--json",)], ids=["table", "json"])
 def test_show_streams_a_large_table(large: Path, tmp_path: Path, form: tuple[str, ...]) -> None:
-    small, _ = _cost(f"--database={_make(tmp_path / 'bookings.db', 1)}", *form)
+    small, _ = _cost(f"--database={make_database(tmp_path / 'bookings.db', 1)}", *form)
     peak, whole = _cost(f"--database={large}", *form)
     # SQLite's cache of 2 MB and some room; the rows themselves would be over 50 MB.
     assert peak - small < 8192
@@ -279,7 +216,7 @@ def test_show_streams_a_large_table(large: Path, tmp_path: Path, form: tuple[str
     import resource
 
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-    with _start("show", f"--database={large}", *form) as process:
+    with start_tool("show", f"--database={large}", *form) as process:
         assert json.loads(process.stdout.readline())["id"] == 1
         process.stdout.close()
         assert (process.wait(SOON), process.stderr.read()) == (0, "")
@@ -310,17 +247,17 @@ def test_a_copy_under_load(large: Path, tmp_path: Path) -> None:
     with contextlib.closing(Server(tmp_path)) as server, ThreadPoolExecutor(3) as pool:
         try:
             writers = [pool.submit(write, writer) for writer in range(3)]
-            _wait_for(lambda: len(acknowledged) >= 50, "bookings")
+            wait_for(lambda: len(acknowledged) >= 50, "bookings")
             before = set(acknowledged)
-            ended = _run("backup", f"--database={server.database}", str(copy))
+            ended = run_tool("backup", f"--database={server.database}", str(copy))
             after = set(acknowledged)
         finally:
             stop.set()
         assert {status for writer in writers for status in writer.result()} == {201}
         every = {key for _, _, key in server.rows()}
     assert (ended.returncode, ended.stderr) == (0, "")
-    assert list(_files(copy.parent)) == ["copy.db"]
-    keys = _keys(copy)
+    assert list(contents_of(copy.parent)) == ["copy.db"]
+    keys = keys_of(copy)
     assert ended.stdout == f"{len(keys)} bookings copied to {copy}\n"
     copied = {key for key in keys if ":" in key}
     assert before <= copied <= every and len(keys) == LARGE + len(copied)
@@ -328,7 +265,7 @@ def test_a_copy_under_load(large: Path, tmp_path: Path) -> None:
     counts = Counter(key.partition(":")[0] for key in copied)
     assert copied == {f"{writer}:{number}" for writer, count in counts.items() for number in range(count)}
 
-    shown = _run("show", f"--database={copy}", "--tenant=writer-1", "--json").stdout.splitlines()
+    shown = run_tool("show", f"--database={copy}", "--tenant=writer-1", "--json").stdout.splitlines()
     assert len(shown) == counts["1"]
     with contextlib.closing(Server(copy.parent, "--database", str(copy))) as second:
         listed = second.call("GET", "/bookings?tenant_id=writer-1").json
@@ -337,29 +274,29 @@ def test_a_copy_under_load(large: Path, tmp_path: Path) -> None:
         assert second.book("writer-1", "2090-01-01T10:00:00Z", "another").status == 201
 
 
-@posix
+@posix_only
 def test_a_link_that_leads_nowhere_is_replaced_only_by_force(tmp_path: Path) -> None:
     """To a disk that is not mounted now, perhaps."""
-    source, link = _make(tmp_path / "bookings.db", 3), tmp_path / "copy.db"
+    source, link = make_database(tmp_path / "bookings.db", 3), tmp_path / "copy.db"
     link.symlink_to("elsewhere/copy.db")
-    _assert_one_line(_run("backup", f"--database={source}", str(link)), "backup")
+    assert_one_line(run_tool("backup", f"--database={source}", str(link)), "backup")
     assert os.readlink(link) == "elsewhere/copy.db"
-    assert _run("backup", f"--database={source}", str(link), "--force").returncode == 0
-    assert _keys(link) == ["key-0", "key-1", "key-2"] and not link.is_symlink()
+    assert run_tool("backup", f"--database={source}", str(link), "--force").returncode == 0
+    assert keys_of(link) == ["key-0", "key-1", "key-2"] and not link.is_symlink()
 
 
 def test_an_existing_file_is_replaced_only_by_force(tmp_path: Path) -> None:
-    source, copy = _make(tmp_path / "bookings.db", 3), tmp_path / "copy.db"
+    source, copy = make_database(tmp_path / "bookings.db", 3), tmp_path / "copy.db"
     copy.write_bytes(b"precious")
-    before = _files(tmp_path)
-    refused = _run("backup", f"--database={source}", str(copy))
-    _assert_one_line(refused, "backup")
+    before = contents_of(tmp_path)
+    refused = run_tool("backup", f"--database={source}", str(copy))
+    assert_one_line(refused, "backup")
     assert "--force" in refused.stderr
-    assert _files(tmp_path) == before
-    forced = _run("backup", f"--database={source}", "copy.db", "--force", cwd=tmp_path)
+    assert contents_of(tmp_path) == before
+    forced = run_tool("backup", f"--database={source}", "copy.db", "--force", cwd=tmp_path)
     assert (forced.returncode, forced.stdout, forced.stderr) == (0, "3 bookings copied to copy.db\n", "")
-    assert _keys(copy) == ["key-0", "key-1", "key-2"]
-    assert set(_files(tmp_path)) == set(before)
+    assert keys_of(copy) == ["key-0", "key-1", "key-2"]
+    assert set(contents_of(tmp_path)) == set(before)
 
 
 @pytest.mark.parametrize("force", [False, True])
@@ -367,28 +304,28 @@ def test_a_file_that_comes_into_being_at_the_last_moment(tmp_path: Path, force: 
     """Looking is only for a clear answer: without it, as for a file that came after it, nothing is replaced."""
     look = "            refuse_target(database, target, force)\n"
     code = _broken(tmp_path / "code", "bookings/backup.py", look, "            open(target, 'w').close()\n")
-    source, copy = _make(tmp_path / "bookings.db", 3), tmp_path / "copy.db"
-    ended = _run("backup", f"--database={source}", str(copy), *["--force"][:force], code=code)
+    source, copy = make_database(tmp_path / "bookings.db", 3), tmp_path / "copy.db"
+    ended = run_tool("backup", f"--database={source}", str(copy), *["--force"][:force], code=code)
     if force:
-        assert (ended.returncode, _keys(copy)) == (0, ["key-0", "key-1", "key-2"])
+        assert (ended.returncode, keys_of(copy)) == (0, ["key-0", "key-1", "key-2"])
     else:
-        _assert_one_line(ended, "backup")
+        assert_one_line(ended, "backup")
         assert "--force" in ended.stderr and copy.read_bytes() == b""
     assert {path.name for path in tmp_path.iterdir()} == {"bookings.db", "code", "copy.db"}
 
 
-@posix
+@posix_only
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o664])
 def test_the_copy_has_the_mode_of_the_source(tmp_path: Path, mode: int) -> None:
-    source, copy = _make(tmp_path / "bookings.db", 1), tmp_path / "copy.db"
+    source, copy = make_database(tmp_path / "bookings.db", 1), tmp_path / "copy.db"
     source.chmod(mode)
     copy.touch(0o777)
-    assert _run("backup", f"--database={source}", str(copy), "--force").returncode == 0
+    assert run_tool("backup", f"--database={source}", str(copy), "--force").returncode == 0
     assert copy.stat().st_mode & 0o7777 == mode
-    assert _keys(copy) == ["key-0"]
+    assert keys_of(copy) == ["key-0"]
 
 
-@posix
+@posix_only
 @pytest.mark.parametrize("force", [(), ("--force",)], ids=["", "force"])
 @pytest.mark.parametrize(
     "target",
@@ -406,32 +343,32 @@ def test_the_copy_has_the_mode_of_the_source(tmp_path: Path, mode: int) -> None:
     ],
 )
 def test_a_target_that_is_refused(tmp_path: Path, target: str, force: tuple[str, ...]) -> None:
-    _make(tmp_path / "bookings.db", 1)
+    make_database(tmp_path / "bookings.db", 1)
     (tmp_path / "folder").mkdir()
     (tmp_path / "symlink").symlink_to("bookings.db")
     os.link(tmp_path / "bookings.db", tmp_path / "hardlink")
-    _make(tmp_path / "used.db", 2)
+    make_database(tmp_path / "used.db", 2)
     (tmp_path / "used.db-wal").write_bytes(b"bookings of another server")
     # SQLite would roll them back into whatever database stands beside them.
-    _make(tmp_path / "left.db", 2)
+    make_database(tmp_path / "left.db", 2)
     for name in ("left", "gone"):
         (tmp_path / f"{name}.db-journal").write_bytes(b"pages of a database before somebody was killed")
-    before = _files(tmp_path)
-    ended = _run("backup", "--database=bookings.db", target, *force, cwd=tmp_path)
-    _assert_one_line(ended, "backup")
-    assert _files(tmp_path) == before
+    before = contents_of(tmp_path)
+    ended = run_tool("backup", "--database=bookings.db", target, *force, cwd=tmp_path)
+    assert_one_line(ended, "backup")
+    assert contents_of(tmp_path) == before
     assert (tmp_path / "symlink").is_symlink()
 
 
-@posix
+@posix_only
 @pytest.mark.parametrize("suffix", ["", "-wal", "-shm"])
 def test_no_file_of_a_database_at_work_is_replaced(server: Server, suffix: str) -> None:
     assert server.book(key="k1").status == 201
     target = Path(f"{server.database}{suffix}")
     inode = target.stat().st_ino
-    ended = _run("backup", f"--database={server.database}", str(target), "--force")
+    ended = run_tool("backup", f"--database={server.database}", str(target), "--force")
     assert target.stat().st_ino == inode, "the file was replaced under the server"
-    _assert_one_line(ended, "backup")
+    assert_one_line(ended, "backup")
     assert server.book(start="2026-01-01T11:00:00Z", key="k2").status == 201
     assert [key for _, _, key in server.rows()] == ["k1", "k2"]
 
@@ -440,7 +377,7 @@ def _damaged(page: int) -> Callable[[Path], None]:
     """The schema can be read, one page cannot: a root, of which the check has much to say, or a leaf."""
 
     def make(path: Path) -> None:
-        content = bytearray(_make(path, 20_000).read_bytes())
+        content = bytearray(make_database(path, 20_000).read_bytes())
         size = int.from_bytes(content[16:18], "big")
         content[size * page : size * (page + 1)] = b"\xff" * size
         path.write_bytes(content)
@@ -449,7 +386,7 @@ def _damaged(page: int) -> Callable[[Path], None]:
 
 
 def _truncated(path: Path) -> None:
-    content = _make(path, 20_000).read_bytes()
+    content = make_database(path, 20_000).read_bytes()
     path.write_bytes(content[: len(content) // 2])
 
 
@@ -476,11 +413,11 @@ def test_a_source_that_cannot_be_copied_leaves_nothing(tmp_path: Path, make: Cal
     make(source)
     folder.mkdir()
     (folder / "old.db").write_bytes(b"precious")
-    before = _files(tmp_path)
+    before = contents_of(tmp_path)
     for target, flags in (("copy.db", ()), ("old.db", ("--force",))):
-        _assert_one_line(_run("backup", f"--database={source}", str(folder / target), *flags), "backup")
-        assert _files(folder) == {"old.db": b"precious"}
-    assert _files(tmp_path) == before
+        assert_one_line(run_tool("backup", f"--database={source}", str(folder / target), *flags), "backup")
+        assert contents_of(folder) == {"old.db": b"precious"}
+    assert contents_of(tmp_path) == before
 
 
 @pytest.fixture
@@ -502,11 +439,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_leaves_nothing(large: Path, small_disk: Path) -> None:
     (small_disk / "old.db").write_bytes(b"precious")
     for target in ("copy.db", "old.db"):
-        ended = _run("backup", f"--database={large}", str(small_disk / target), "--force")
-        _assert_one_line(ended, "backup")
+        ended = run_tool("backup", f"--database={large}", str(small_disk / target), "--force")
+        assert_one_line(ended, "backup")
         # It is not the disk of the database that is full.
         assert "copy" in ended.stderr and str(large) not in ended.stderr
-        assert _files(small_disk) == {"old.db": b"precious"}
+        assert contents_of(small_disk) == {"old.db": b"precious"}
     before = os.statvfs(small_disk)
     assert before.f_bavail * before.f_frsize > 3 << 20
 
@@ -516,15 +453,15 @@ def _with_files_of(blocks: int) -> Sequence[str]:
     return "sh", "-c", f'ulimit -f {blocks}; exec "$@"', "sh"
 
 
-@posix
+@posix_only
 def test_a_limit_on_a_files_size_leaves_nothing(large: Path, tmp_path: Path) -> None:
-    ended = _run("backup", f"--database={large}", str(tmp_path / "copy.db"), under=_with_files_of(4000))
-    _assert_one_line(ended, "backup")
+    ended = run_tool("backup", f"--database={large}", str(tmp_path / "copy.db"), under=_with_files_of(4000))
+    assert_one_line(ended, "backup")
     assert "copy" in ended.stderr and str(large) not in ended.stderr
-    assert _files(tmp_path) == {}
+    assert contents_of(tmp_path) == {}
 
 
-@posix
+@posix_only
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_in_the_middle_leaves_nothing(large: Path, tmp_path: Path, number: signal.Signals) -> None:
     old = tmp_path / "copy.db"
@@ -536,12 +473,12 @@ def test_a_signal_in_the_middle_leaves_nothing(large: Path, tmp_path: Path, numb
             return any(path.stat().st_size for path in tmp_path.iterdir() if path != old)
         return False
 
-    with _start("backup", f"--database={large}", str(old), "--force") as process:
-        _wait_for(begun, "the copy to begin")
+    with start_tool("backup", f"--database={large}", str(old), "--force") as process:
+        wait_for(begun, "the copy to begin")
         process.send_signal(number)
         out, err = process.communicate(timeout=SOON)
     assert (process.returncode, out, err) == (128 + number, "", "")
-    assert _files(tmp_path) == {"copy.db": b"precious"}
+    assert contents_of(tmp_path) == {"copy.db": b"precious"}
 
 
 def _on_a_terminal(*arguments: str, under: Sequence[str] = ()) -> tuple[int, str, str]:
@@ -550,7 +487,7 @@ def _on_a_terminal(*arguments: str, under: Sequence[str] = ()) -> tuple[int, str
 
     master, terminal = pty.openpty()
     try:
-        ended = _run("backup", *arguments, under=under, stderr=terminal)
+        ended = run_tool("backup", *arguments, under=under, stderr=terminal)
         # The terminal's buffer of some 4 KB takes it all, so that it can be read afterwards.
         os.set_blocking(master, False)
         return ended.returncode, ended.stdout, os.read(master, 65536).decode()
@@ -559,7 +496,7 @@ def _on_a_terminal(*arguments: str, under: Sequence[str] = ()) -> tuple[int, str
         os.close(terminal)
 
 
-@posix
+@posix_only
 def test_progress_on_a_terminal_only(large: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy.db"
     status, output, shown = _on_a_terminal(f"--database={large}", str(copy))
@@ -567,10 +504,10 @@ def test_progress_on_a_terminal_only(large: Path, tmp_path: Path) -> None:
     percents = [int(found) for found in re.findall(r"(\d+) %", shown)]
     assert len(percents) > 3 and percents == sorted(percents) and percents[-1] == 100
     assert shown.endswith("\r\n") and shown.count("\n") == 1
-    assert len(_keys(copy)) == LARGE
+    assert len(keys_of(copy)) == LARGE
 
 
-@posix
+@posix_only
 def test_a_failure_on_a_terminal_takes_the_line_of_the_progress(large: Path, tmp_path: Path) -> None:
     status, output, shown = _on_a_terminal(
         f"--database={large}", str(tmp_path / "copy.db"), under=_with_files_of(20000)
@@ -635,7 +572,7 @@ def _assert_nothing_left(temporary: Path) -> None:
 def test_prove_passes_on_a_server_of_its_own(tmp_path: Path, temporary: Path) -> None:
     # Somebody's settings are neither used nor in the way.
     mine = tmp_path / "mine.db"
-    ended = _run(
+    ended = run_tool(
         "prove", TMPDIR=str(temporary), TEMP=str(temporary), BOOKINGS_DB=str(mine), PORT="1", HOST="192.0.2.1"
     )
     assert (ended.returncode, ended.stderr) == (0, "")
@@ -649,7 +586,7 @@ def test_prove_ends_quietly_when_nobody_reads_on(tmp_path: Path, temporary: Path
     """As `| head` does, which is closed here before prove goes on."""
     wait = 'verdict(result)}", flush=True)\n        sys.stdin.readline()'
     code = _broken(tmp_path / "code", "bookings/prove.py", 'verdict(result)}", flush=True)', wait)
-    with _start(
+    with start_tool(
         "prove", code=code, TMPDIR=str(temporary), TEMP=str(temporary), stdin=subprocess.PIPE
     ) as process:
         for line in range(lines):
@@ -665,7 +602,7 @@ def test_prove_ends_quietly_when_nobody_reads_on(tmp_path: Path, temporary: Path
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_prove_says_that_it_cannot_print(temporary: Path) -> None:
     with open("/dev/full", "w") as full:
-        process = _start("prove", TMPDIR=str(temporary), stdout=full)
+        process = start_tool("prove", TMPDIR=str(temporary), stdout=full)
         _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (1, "bookings.prove: [Errno 28] No space left on device\n")
     _assert_nothing_left(temporary)
@@ -675,7 +612,7 @@ def test_prove_on_a_running_server_keeps_to_tenants_of_its_own(server: Server, t
     for tenant in ("acme", "prove", "prove-0"):
         assert server.book(tenant, "2026-01-01T00:00:00Z", f"key of {tenant}").status == 201
     before = server.rows()
-    ended = _run(
+    ended = run_tool(
         "prove", f"--url=http://127.0.0.1:{server.port}/", TMPDIR=str(temporary), TEMP=str(temporary)
     )
     assert (ended.returncode, ended.stderr) == (0, "")
@@ -717,7 +654,7 @@ def test_prove_catches_a_broken_program(
     tmp_path: Path, temporary: Path, name: str, promise: str, breach: str, caught: set[int]
 ) -> None:
     code = _broken(tmp_path / "code", name, promise, breach)
-    ended = _run("prove", code=code, TMPDIR=str(temporary), TEMP=str(temporary))
+    ended = run_tool("prove", code=code, TMPDIR=str(temporary), TEMP=str(temporary))
     assert (ended.returncode, ended.stderr) == (1, "")
     verdicts = _verdicts(ended.stdout, 6)
     assert {part for part, verdict in enumerate(verdicts) if verdict == "FAIL"} == caught, ended.stdout
@@ -761,7 +698,7 @@ def test_prove_catches_a_broken_server(
 ) -> None:
     code = _broken(tmp_path / "code", name, promise, breach)
     with contextlib.closing(Server(tmp_path, program=code / "run.py", PYTHONPATH=str(code))) as server:
-        ended = _run("prove", f"--url=http://127.0.0.1:{server.port}")
+        ended = run_tool("prove", f"--url=http://127.0.0.1:{server.port}")
         rows = server.rows()
     assert (ended.returncode, ended.stderr) == (1, "")
     verdicts = _verdicts(ended.stdout, 4)
@@ -788,8 +725,8 @@ def _free_port() -> int:
 )
 def test_prove_where_nothing_answers(temporary: Path, url: str) -> None:
     named = url.format(port=_free_port())
-    ended = _run("prove", "--url", named, TMPDIR=str(temporary), TEMP=str(temporary))
-    _assert_one_line(ended, "prove")
+    ended = run_tool("prove", "--url", named, TMPDIR=str(temporary), TEMP=str(temporary))
+    assert_one_line(ended, "prove")
     assert named in ended.stderr
     _assert_nothing_left(temporary)
 
@@ -808,26 +745,26 @@ def test_prove_where_nothing_answers(temporary: Path, url: str) -> None:
     ],
 )
 def test_prove_with_what_is_no_server(temporary: Path, given: str) -> None:
-    ended = _run("prove", given, TMPDIR=str(temporary), TEMP=str(temporary))
+    ended = run_tool("prove", given, TMPDIR=str(temporary), TEMP=str(temporary))
     assert ended.returncode in (1, 2) and ended.stdout == ""
     assert "Traceback" not in ended.stderr, ended.stderr
     assert "bookings.prove: " in ended.stderr.splitlines()[-1]
     _assert_nothing_left(temporary)
 
 
-@posix
+@posix_only
 def test_backup_replaces_nothing_but_a_file(tmp_path: Path, server: Server) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    ended = _run("backup", str(pipe), "--force", BOOKINGS_DB=str(server.database))
-    _assert_one_line(ended, "backup")
+    ended = run_tool("backup", str(pipe), "--force", BOOKINGS_DB=str(server.database))
+    assert_one_line(ended, "backup")
     assert pipe.is_fifo()
 
 
-@posix
+@posix_only
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">/dev/full", "| true"])
 def test_a_copy_is_made_whoever_hears_of_it(tmp_path: Path, closed: str) -> None:
-    source, copy = _make(tmp_path / "bookings.db", 3), tmp_path / "copy.db"
+    source, copy = make_database(tmp_path / "bookings.db", 3), tmp_path / "copy.db"
     if "full" in closed and not os.path.exists("/dev/full"):
         pytest.skip("needs /dev/full")
     command = [sys.executable, "-m", "bookings.backup", f"--database={source}", str(copy)]
@@ -839,19 +776,19 @@ def test_a_copy_is_made_whoever_hears_of_it(tmp_path: Path, closed: str) -> None
         check=False,
     )
     assert (ended.returncode, ended.stderr) == (0, b"")
-    assert _keys(copy) == ["key-0", "key-1", "key-2"]
+    assert keys_of(copy) == ["key-0", "key-1", "key-2"]
 
 
-@posix
+@posix_only
 def test_a_copy_whose_name_cannot_be_shown(tmp_path: Path) -> None:
-    source, copy = _make(tmp_path / "bookings.db", 3), tmp_path / "käse\udce9.db"
-    ended = _run("backup", f"--database={source}", str(copy), PYTHONIOENCODING="ascii")
+    source, copy = make_database(tmp_path / "bookings.db", 3), tmp_path / "käse\udce9.db"
+    ended = run_tool("backup", f"--database={source}", str(copy), PYTHONIOENCODING="ascii")
     assert (ended.returncode, ended.stderr) == (0, "")
     assert ended.stdout.endswith("k\\xe4se\\udce9.db\n")
-    assert _keys(copy) == ["key-0", "key-1", "key-2"]
+    assert keys_of(copy) == ["key-0", "key-1", "key-2"]
 
 
-@posix
+@posix_only
 @pytest.mark.parametrize("tool", ["show", "backup"])
 def test_a_closed_output_is_no_traceback(tmp_path: Path, server: Server, tool: str) -> None:
     copy = [str(tmp_path / "copy.db")] if tool == "backup" else []
@@ -867,11 +804,11 @@ def test_prove_where_another_program_answers(tmp_path: Path) -> None:
         thread = threading.Thread(target=other.serve_forever)
         thread.start()
         try:
-            ended = _run("prove", "--url", f"http://127.0.0.1:{other.server_address[1]}")
+            ended = run_tool("prove", "--url", f"http://127.0.0.1:{other.server_address[1]}")
         finally:
             other.shutdown()
             thread.join()
-    _assert_one_line(ended, "prove")
+    assert_one_line(ended, "prove")
 
 
 def _is_at(tenant: str, temporary: Path) -> bool:
@@ -879,7 +816,7 @@ def _is_at(tenant: str, temporary: Path) -> bool:
     if not tenant:
         return bool(_processes_naming(temporary))
     for database in temporary.glob("*/bookings.db"):
-        with contextlib.suppress(sqlite3.Error), contextlib.closing(_read_only(database)) as db:
+        with contextlib.suppress(sqlite3.Error), contextlib.closing(open_read_only(database)) as db:
             return bool(db.execute("SELECT 1 FROM bookings WHERE tenant_id GLOB ?", (tenant,)).fetchone())
     return False
 
@@ -899,8 +836,8 @@ SLOW_THREADS = (
 )
 
 
-@posix
-@needs_ps
+@posix_only
+@requires_ps
 @pytest.mark.parametrize(
     ("name", "promise", "breach", "tenant"),
     [
@@ -917,15 +854,15 @@ def test_prove_leaves_nothing_after_ctrl_c(
 ) -> None:
     code = _broken(tmp_path / "code", name, promise, breach)
     # A terminal sends the signal to the whole group, and the server that prove starts is in another.
-    with _start("prove", code=code, TMPDIR=str(temporary), start_new_session=True) as process:
+    with start_tool("prove", code=code, TMPDIR=str(temporary), start_new_session=True) as process:
         try:
             if tenant is None:
                 # When the second is at it, the first one waits for all.
                 assert all(NOW in iter(process.stdout.readline, "") for _ in range(2))
             else:
-                _wait_for(lambda: _is_at(tenant, temporary), "the part to interrupt")
+                wait_for(lambda: _is_at(tenant, temporary), "the part to interrupt")
             os.killpg(process.pid, signal.SIGINT)
-            process.wait(OBEYED)
+            process.wait(SIGNAL_SECONDS)
             with pytest.raises(ProcessLookupError):
                 os.killpg(process.pid, 0)
         finally:

