@@ -1,7 +1,7 @@
-"""From a request and the store to a response: the routes, and the status of each outcome.
+"""Routes: a request and a store in, a response out.
 
-`answer` raises a Problem for what it refuses, and `refusal` words any Problem, those of the server included, as
-`application/problem+json` (RFC 9457). This module knows no socket and no SQL.
+`respond` raises Problem for a request that it rejects; `problem_response` turns any Problem into
+a response. This module knows nothing about sockets or SQL.
 """
 
 from __future__ import annotations
@@ -9,20 +9,30 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from re import Match, Pattern
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote, urlencode
 
 from bookings import fields
-from bookings.problems import KINDS, FieldError, Problem
-from bookings.store import Outcome, Store, Trouble, Unavailable
+from bookings.problems import PROBLEM_TYPES, FieldError, Problem
+from bookings.stores.model import FailureReason, NewBooking, Outcome, Store, Unavailable
+
+# Seconds in Retry-After: longer than any commit, short enough for a client that obeys it.
+_RETRY_AFTER = "1"
+
+_JSON = ("Content-Type", "application/json")
+_PROBLEM_JSON = ("Content-Type", "application/problem+json")
+
+# origin-form or absolute-form (RFC 9112, section 3.2). A server must accept the second, whatever
+# host it names.
+_TARGET = re.compile(
+    r"(?:(?=/)|[Hh][Tt][Tt][Pp][Ss]?://[^/?#]+)(?P<path>/[^?#]*)?(?:\?(?P<query>[^#]*))?"
+)
 
 
-@dataclass(frozen=True)
-class Request:
-    """A well-framed request: the target as it was sent, the headers as `fields` takes them, the whole body."""
+class Request(NamedTuple):
+    """A well-formed request: the target as sent, the headers as `fields` takes them, the body."""
 
     method: str
     target: str
@@ -30,206 +40,210 @@ class Request:
     body: bytes
 
 
-@dataclass(frozen=True)
-class Response:
-    """A status, the headers that are its own, and the body."""
+class Response(NamedTuple):
+    """A response without the headers that every response has. `close` ends the connection."""
 
     status: int
-    headers: tuple[tuple[str, str], ...]
+    headers: Sequence[tuple[str, str]]
     body: bytes
+    close: bool = False
 
 
-def answer(request: Request, store: Store) -> Response:
-    """The response to a request; raises Problem for a refusal."""
+class Route(NamedTuple):
+    """A handler, and the query parameters that it accepts."""
+
+    handler: Callable[[Request, fields.Query, Match[str], Store], Response]
+    parameters: Sequence[str] = ()
+
+
+def respond(request: Request, store: Store) -> Response:
+    """Return the response to a request. Raise Problem if the request is rejected."""
+    if request.method == "POST" and "content-length" not in request.headers:
+        raise Problem("length-required", "Send Content-Length, the number of bytes in the body.")
     if (request.method, request.target) == ("OPTIONS", "*"):
-        return _options(request, [method for _, handlers in _ROUTES for method in _methods(handlers)])
+        return _options(request, [m for _, routes in _ROUTES for m in _methods(routes)])
     target = _TARGET.fullmatch(request.target)
     if not target:
         raise Problem("malformed-request", "The target is not a path; send one like /bookings.")
-    for path, handlers in _ROUTES:
+    for path, routes in _ROUTES:
         match = path.fullmatch(target["path"] or "/")
         if match:
-            handler, known = handlers.get("GET" if request.method == "HEAD" else request.method, (None, ()))
-            if not handler:
-                return _options(request, _methods(handlers))
-            query = fields.parse_query(target["query"] or "", known)
+            route = routes.get("GET" if request.method == "HEAD" else request.method)
+            if not route:
+                return _options(request, _methods(routes))
+            query = fields.parse_query(target["query"] or "", route.parameters)
             try:
-                return handler(request, query, match, store)
+                return route.handler(request, query, match, store)
             except Unavailable as error:
-                kind, detail = _TROUBLES[error.trouble]
-                raise Problem(kind, detail) from error.__cause__
-    raise Problem("no-such-path", "Send the request to /bookings, or to what GET / lists.")
+                raise Problem(*_UNAVAILABLE[error.reason]) from error.__cause__
+    raise Problem("no-such-path", "Send the request to /bookings or to a path that GET / lists.")
 
 
-def refusal(problem: Problem, request_id: str | None = None) -> Response:
-    """A Problem as its response; the request's id is given where the reader may look for it in the log."""
+def problem_response(problem: Problem, request_id: str | None = None) -> Response:
+    """Return the response for a Problem. `request_id` is included if the log has more about it."""
+    problem_type = PROBLEM_TYPES[problem.type]
     document: dict[str, Any] = {
-        "type": f"/problems/{problem.kind}",
-        "title": KINDS[problem.kind].title,
-        "status": problem.status,
+        "type": f"/problems/{problem.type}",
+        "title": problem_type.title,
+        "status": problem_type.status,
         "detail": problem.detail,
-        "errors": [vars(error) for error in problem.errors],
+        "errors": [error._asdict() for error in problem.errors],
     }
     if request_id:
         document["request_id"] = request_id
-    headers = [*problem.headers, *([("Retry-After", _RETRY_SECONDS)] if problem.status in _PASSING else [])]
-    return _json(problem.status, document, headers, ("Content-Type", "application/problem+json"))
+    retry = [("Retry-After", _RETRY_AFTER)] if problem_type.retryable else []
+    headers = [_PROBLEM_JSON, *problem.headers, *retry]
+    # A body without a length may follow; it must not be parsed as a request.
+    close = problem.type == "length-required"
+    return Response(problem_type.status, headers, _encode(document), close)
 
 
 def _book(request: Request, query: fields.Query, match: Match[str], store: Store) -> Response:
-    asked = fields.booking_request(request.headers, query, request.body)
-    outcome, booking = store.book(asked.tenant_id, asked.start_time_utc, asked.idempotency_key)
+    new = NewBooking(**fields.booking_request(request.headers, query, request.body))
+    outcome, booking = store.book(new)
     if not booking:
-        kind, error, detail = _LOST[outcome]
-        raise Problem(kind, detail, [error])
+        raise Problem(*_CONFLICTS[outcome])
     if outcome is Outcome.CREATED:
-        return _json(201, vars(booking), [("Location", f"/bookings/{booking.id}")])
-    return _json(200, vars(booking), [("Idempotent-Replayed", "true")])
-
-
-_LOST = {
-    Outcome.SLOT_TAKEN: (
-        "slot-taken",
-        FieldError("start_time_utc", "is taken"),
-        "This tenant already has a booking at this start time, under another idempotency key; choose another slot.",
-    ),
-    Outcome.KEY_REUSED: (
-        "key-reused",
-        FieldError("idempotency_key", "is used"),
-        "This idempotency key was used for another tenant or start time; send a new key for a new booking.",
-    ),
-}
+        return _json(booking._asdict(), 201, [("Location", f"/bookings/{booking.id}")])
+    return _json(booking._asdict(), 200, [("Idempotent-Replayed", "true")])
 
 
 def _list(request: Request, query: fields.Query, match: Match[str], store: Store) -> Response:
     asked = fields.page_request(request.headers, query)
-    page = store.bookings_of(asked.tenant_id, asked.at_least, asked.before, asked.after, asked.limit)
-    headers = []
+    page = store.list_bookings(**asked._asdict())
+    headers = [_JSON]
     if page.more:
-        # The instants in their one spelling: a fraction of many zeros could make a target that is too long to be taken.
+        # Instants are sent in their one spelling, which bounds the length of the target.
         following = {
             "tenant_id": asked.tenant_id,
-            "from": asked.at_least,
-            "to": asked.before,
-            "limit": query.values.get("limit", ""),
+            "from": asked.start_from,
+            "to": asked.start_before,
+            "limit": query.parameters.get("limit", ""),
             "after": page.last_start,
         }
         given = {name: value for name, value in following.items() if value}
         target = f"/bookings?{urlencode(given, safe=':', quote_via=quote)}"
         headers.append(("Link", f'<{target}>; rel="next"'))
-    return Response(200, (_JSON, *headers), page.array.encode() + b"\n")
+    return Response(200, headers, page.array.encode() + b"\n")
 
 
-def _show(request: Request, query: fields.Query, match: Match[str], store: Store) -> Response:
-    booking = store.booking_of(fields.tenant(request.headers, query), int(match["id"]))
+def _get(request: Request, query: fields.Query, match: Match[str], store: Store) -> Response:
+    booking = store.get_booking(fields.tenant(request.headers, query), int(match["id"]))
     if not booking:
         raise Problem(
-            "no-such-booking", "This tenant has no booking with this id; GET /bookings lists those it has."
+            "no-such-booking",
+            "This tenant has no booking with this id; GET /bookings lists its bookings.",
         )
-    return _json(200, vars(booking))
+    return _json(booking._asdict())
 
 
 def _index(store: Store) -> Response:
     paths = ("/bookings", "/live", "/ready", "/openapi.json", "/problems")
-    return _json(200, {"service": "bookings", "links": {path[1:].partition(".")[0]: path for path in paths}})
+    links = {path[1:].partition(".")[0]: path for path in paths}
+    return _json({"service": "bookings", "links": links})
 
 
 def _live(store: Store) -> Response:
-    return _json(200, {"status": "live"})
+    return _json({"status": "live"})
 
 
 def _ready(store: Store) -> Response:
     store.ping()
-    return _json(200, {"status": "ready"})
+    return _json({"status": "ready"})
 
 
 def _openapi(store: Store) -> Response:
-    document = Path(__file__).with_name("openapi.json").read_bytes()
-    return Response(200, (_JSON,), document)
+    return Response(200, [_JSON], Path(__file__).with_name("openapi.json").read_bytes())
 
 
 def _problems(store: Store) -> Response:
-    return _json(200, [_explanation(name) for name in KINDS])
+    return _json([_problem_type(name) for name in PROBLEM_TYPES])
 
 
 def _problem(request: Request, query: fields.Query, match: Match[str], store: Store) -> Response:
-    fields.refuse(query.errors)
-    return _json(200, _explanation(match["name"]))
+    fields.reject_errors(query.errors)
+    return _json(_problem_type(match["name"]))
 
 
-def _explanation(name: str) -> dict[str, Any]:
-    return {"type": f"/problems/{name}", **vars(KINDS[name])}
+def _problem_type(name: str) -> dict[str, Any]:
+    return {"type": f"/problems/{name}", **PROBLEM_TYPES[name]._asdict()}
 
 
 def _options(request: Request, methods: Iterable[str]) -> Response:
-    """What may be done here: as the answer to OPTIONS, and as the refusal of a method that may not."""
+    """Answer OPTIONS with the methods of a path, and reject a method that is not one of them."""
     allow = ("Allow", ", ".join(sorted(set(methods))))
     if request.method != "OPTIONS":
         raise Problem("method-not-allowed", f"Send one of {allow[1]}.", headers=[allow])
-    return Response(204, (allow,), b"")
+    return Response(204, [allow], b"")
 
 
-Handler = Callable[[Request, fields.Query, Match[str], Store], Response]
-# For each method, its handler and the query parameters that it takes.
-Handlers = Mapping[str, tuple[Handler, Sequence[str]]]
+def _methods(routes: Mapping[str, Route]) -> Sequence[str]:
+    return [*routes, *(["HEAD"] if "GET" in routes else []), "OPTIONS"]
 
 
-def _methods(handlers: Handlers) -> Sequence[str]:
-    return [*handlers, *(["HEAD"] if "GET" in handlers else []), "OPTIONS"]
-
-
-def _fixed(page: Callable[[Store], Response]) -> Handlers:
-    """The handlers of a path that is only read, and answers everybody alike."""
+def _fixed(page: Callable[[Store], Response]) -> Mapping[str, Route]:
+    """Return the routes of a path that is only read and takes no parameters."""
 
     def handler(request: Request, query: fields.Query, match: Match[str], store: Store) -> Response:
-        fields.refuse(query.errors)
+        fields.reject_errors(query.errors)
         return page(store)
 
-    return {"GET": (handler, ())}
+    return {"GET": Route(handler)}
 
 
-# An id has at most 16 digits (schema.sql), so that every number that matches fits SQLite's 64 bits.
-_ROUTES: Sequence[tuple[Pattern[str], Handlers]] = (
-    (re.compile(r"/bookings"), {"GET": (_list, fields.PAGE_PARAMETERS), "POST": (_book, ())}),
-    (re.compile(r"/bookings/(?P<id>[1-9][0-9]{0,15})"), {"GET": (_show, ("tenant_id",))}),
+# An id has at most 16 digits (schema.sql), so every id that matches fits into 64 bits.
+_ROUTES: Sequence[tuple[Pattern[str], Mapping[str, Route]]] = (
+    (re.compile(r"/bookings"), {"GET": Route(_list, fields.PAGE_PARAMETERS), "POST": Route(_book)}),
+    (re.compile(r"/bookings/(?P<id>[1-9][0-9]{0,15})"), {"GET": Route(_get, ["tenant_id"])}),
     (re.compile(r"/"), _fixed(_index)),
     (re.compile(r"/live"), _fixed(_live)),
     (re.compile(r"/ready"), _fixed(_ready)),
     (re.compile(r"/openapi\.json"), _fixed(_openapi)),
     (re.compile(r"/problems"), _fixed(_problems)),
-    (re.compile(rf"/problems/(?P<name>{'|'.join(KINDS)})"), {"GET": (_problem, ())}),
+    (re.compile(rf"/problems/(?P<name>{'|'.join(PROBLEM_TYPES)})"), {"GET": Route(_problem)}),
 )
 
-# origin-form or absolute-form (RFC 9112, section 3.2): every server must take the second, whatever host it names.
-_TARGET = re.compile(r"(?:(?=/)|[Hh][Tt][Tt][Pp][Ss]?://[^/?#]+)(?P<path>/[^?#]*)?(?:\?(?P<query>[^#]*))?")
+_CONFLICTS = {
+    Outcome.SLOT_TAKEN: (
+        "slot-taken",
+        (
+            "This tenant already has a booking at this start time under another idempotency key; "
+            "choose another start time."
+        ),
+        [FieldError("start_time_utc", "is taken")],
+    ),
+    Outcome.KEY_REUSED: (
+        "key-reused",
+        (
+            "This idempotency key was used for another tenant or start time; send a new key for a "
+            "new booking."
+        ),
+        [FieldError("idempotency_key", "was used for another booking")],
+    ),
+}
 
-# What passes, be it a writer, a full disk or a server that is stopped to be started again. A second is longer than any
-# commit, and short enough that a client which obeys is not kept waiting.
-_PASSING = (503, 507)
-_RETRY_SECONDS = "1"
-
-_JSON = ("Content-Type", "application/json")
-
-_TROUBLES = {
-    Trouble.BUSY: (
+_UNAVAILABLE = {
+    FailureReason.BUSY: (
         "database-busy",
-        "Another writer holds the database. Nothing was booked; send the request again.",
+        "Another program holds the write lock. Nothing was booked; send the request again.",
     ),
-    Trouble.FULL: (
+    FailureReason.FULL: (
         "database-full",
-        "There is no room for another booking. Nothing was booked; free some disk space.",
+        "The disk has no space for another booking. Nothing was booked; free some disk space.",
     ),
-    Trouble.UNREACHABLE: (
+    FailureReason.UNREACHABLE: (
         "database-unavailable",
         "The database cannot be reached; send the same request again.",
     ),
 }
 
 
-def _json(
-    status: int, document: Any, headers: Sequence[tuple[str, str]] = (), media_type: tuple[str, str] = _JSON
-) -> Response:
-    """A document as its response, ending in a line break for those who read it in a terminal."""
-    # A lone surrogate, which only a refusal can repeat, leaves as the JSON escape that backslashreplace spells.
-    body = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace")
-    return Response(status, (media_type, *headers), body + b"\n")
+def _json(document: Any, status: int = 200, headers: Sequence[tuple[str, str]] = ()) -> Response:
+    return Response(status, [_JSON, *headers], _encode(document))
+
+
+def _encode(document: Any) -> bytes:
+    """Encode as UTF-8 JSON with a line break at the end, for people who read it in a terminal."""
+    text = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
+    # Only a problem can repeat a lone surrogate; backslashreplace writes it as a JSON escape.
+    return text.encode("utf-8", "backslashreplace") + b"\n"

@@ -1,7 +1,7 @@
-"""python -m bookings.backup FILE: a copy of the database while the server works.
+"""python -m bookings.backup FILE: copies the database while the server runs.
 
-The copy is written beside its place and renamed into it only after it has been found sound and whole, so that FILE is
-a good copy or is not there. A failure leaves nothing behind. This module knows files; `store` knows how to copy.
+The copy is written under a temporary name and verified before it gets the name FILE, so FILE is
+either a complete copy or does not exist. A failed backup leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -10,124 +10,109 @@ import argparse
 import contextlib
 import os
 import shutil
-import signal
 import sys
 import tempfile
 
-from bookings.databases import kind_of
-from bookings.store import CannotOpen, default_database
+from bookings import settings
+from bookings.stores import find_database
+from bookings.stores.model import CannotOpen
+from bookings.terminal import print_if_possible, run_command
+
+_NAME = "bookings.backup"
 
 
 def main() -> int:
-    """Copy; the exit status, 1 where there is no copy."""
+    """Copy the database. Return the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m bookings.backup", description="Copy the database while the server works."
+        prog=f"python -m {_NAME}", description="Copy the database while the server runs."
     )
-    parser.add_argument("file", help="where the copy goes")
-    parser.add_argument("--force", action="store_true", help="replace the file if it is there")
-    parser.add_argument(
-        "--database",
-        default=default_database(),
-        help="the SQLite file, or an rqlite cluster like http://host:4001,host:4001 "
-        "(environment: BOOKINGS_DB; default: bookings.db beside run.py)",
-    )
-    settings = parser.parse_args()
-    clean_up_on_signals()
-    try:
-        count = back_up(settings.database, os.path.abspath(settings.file), settings.force)
-    except CannotOpen as error:
-        print(f"bookings.backup: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"bookings.backup: {settings.file}: {error.strerror}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    if sys.stdout:  # where whoever started this has not closed it
-        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-        try:
-            print(f"{count} booking{'' if count == 1 else 's'} copied to {settings.file}", flush=True)
-        except OSError:
-            # The copy is made all the same. Python would complain once more when it closes stdout.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    parser.add_argument("file", help="file to create")
+    parser.add_argument("--force", action="store_true", help="replace the file if it exists")
+    settings.add_database(parser)
+    options = parser.parse_args()
+    count = back_up(options.database, os.path.abspath(options.file), options.force)
+    print_if_possible(f"{count} booking{'' if count == 1 else 's'} copied to {options.file}")
     return 0
 
 
-def clean_up_on_signals() -> None:
-    """Turn the signals that would end the program at once, with half a copy left behind, into an exception."""
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)
-        if number and signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
-            signal.signal(number, lambda number, frame: sys.exit(128 + number))
-
-
 def back_up(database: str, target: str, force: bool) -> int:
-    """Copy the database to `target` and return how many bookings it has; raises CannotOpen or OSError."""
-    refuse_target(database, target, force)
-    with kind_of(database).reading(database) as reader:
-        # Beside the target, since only within one file system is renaming a single step.
-        handle, partial = tempfile.mkstemp(dir=os.path.dirname(target), prefix=os.path.basename(target) + ".")
+    """Copy the database to `target` and return the number of bookings in it.
+
+    Raises CannotOpen or OSError.
+    """
+    verify_target(database, target, force)
+    with find_database(database).read() as reader:
+        # In the same directory, because a rename is atomic within one file system only.
+        directory, name = os.path.split(target)
+        handle, partial = tempfile.mkstemp(dir=directory, prefix=f"{name}.")
         try:
             os.close(handle)
-            to_see = sys.stderr and sys.stderr.isatty()
-            count = reader.copy_to(partial, show_progress if to_see else lambda remaining, total: None)
+            on_terminal = sys.stderr and sys.stderr.isatty()
+            count = reader.copy_to(
+                partial, show_progress if on_terminal else lambda remaining, total: None
+            )
             sync(partial)
-            if os.path.exists(database):  # a cluster has no mode, and its copy is for its owner alone
+            # mkstemp made the copy private to its owner. A cluster has no mode to copy.
+            if os.path.exists(database):
                 shutil.copymode(database, partial)
-            # Again: the copy took its time, and the file may have come into being.
-            refuse_target(database, target, force)
-            put_in_place(partial, target, force)
-        except BaseException:
-            for leftover in (partial, partial + "-journal", partial + "-wal", partial + "-shm"):
-                if os.path.exists(leftover):
+            verify_target(database, target, force)
+            publish(partial, target, force)
+        finally:
+            for leftover in (partial, f"{partial}-journal", f"{partial}-wal", f"{partial}-shm"):
+                with contextlib.suppress(FileNotFoundError):
                     os.remove(leftover)
-            raise
-        if os.name != "nt":  # where a folder cannot be opened, and a rename is on the disk by itself
-            with contextlib.suppress(PermissionError):  # one that may be written, but not read
-                sync(os.path.dirname(target))
-        return count
+    if os.name != "nt":  # Windows cannot open a directory.
+        with contextlib.suppress(PermissionError):  # A directory may be writable but not readable.
+            sync(directory)
+    return count
 
 
-def refuse_target(database: str, target: str, force: bool) -> None:
+def verify_target(database: str, target: str, force: bool) -> None:
+    """Raise CannotOpen if a copy must not be written to `target`."""
     if os.path.isdir(target):
-        raise CannotOpen(f"{target} is a folder; name a file in it")
+        raise CannotOpen(f"{target} is a directory; name a file in it")
     if os.path.exists(target) and not os.path.isfile(target):
-        raise CannotOpen(f"{target} is not a file that can be replaced; name another")
-    for log in (target + "-wal", target + "-journal"):
-        if os.path.exists(log):  # SQLite would write what is in it into the copy
-            raise CannotOpen(f"{target} is a database in use, or {log} is left of one; name another file")
-    own = os.path.realpath(database)
-    if os.path.realpath(target) in (f"{own}-wal", f"{own}-shm", f"{own}-journal"):
+        raise CannotOpen(f"{target} is not a regular file; name another file")
+    for leftover in (f"{target}-wal", f"{target}-journal"):
+        if os.path.exists(leftover):
+            raise CannotOpen(
+                f"{leftover} exists, and SQLite would replay it into the copy; name another file"
+            )
+    source = os.path.realpath(database)
+    if os.path.realpath(target) in (f"{source}-wal", f"{source}-shm", f"{source}-journal"):
         raise CannotOpen(f"{target} belongs to the database; name another file")
     if os.path.exists(target) and os.path.exists(database) and os.path.samefile(database, target):
         raise CannotOpen(f"{target} is the database itself; name another file")
-    if os.path.lexists(target) and not force:  # a link that leads nowhere, too
+    if os.path.lexists(target) and not force:
         raise CannotOpen(f"{target} exists; --force replaces it")
 
 
-def put_in_place(partial: str, target: str, force: bool) -> None:
-    """Rename; without `force` by a link, which never takes the place of a file, however late that came into being."""
-    if not force:
-        try:
-            os.link(partial, target)
-        except FileExistsError:
-            raise CannotOpen(f"{target} exists; --force replaces it") from None
-        except OSError:  # FAT has no links: there, having looked must do
-            pass
-        else:
-            os.remove(partial)
-            return
-    os.replace(partial, target)
+def publish(partial: str, target: str, force: bool) -> None:
+    """Give the copy its name. Without `force` this never replaces a file."""
+    if force:
+        os.replace(partial, target)
+        return
+    try:
+        # rename would replace a file that was created in the meantime; link fails.
+        os.link(partial, target)
+    except FileExistsError:
+        raise CannotOpen(f"{target} exists; --force replaces it") from None
+    except OSError as error:
+        raise CannotOpen(
+            f"{target}: this file system cannot create a file without the risk of replacing one "
+            f"({error.strerror}); --force accepts that"
+        ) from error
 
 
 def show_progress(remaining: int, total: int) -> None:
     done = 100 * (total - remaining) // max(total, 1)
-    # The next line takes its place, be it one of these or what has gone wrong.
-    print(f"{done:3d} % of {total} pages", end="\r" if remaining else "\n", file=sys.stderr, flush=True)
+    # The next line, whether progress or an error, overwrites this one.
+    end = "\r" if remaining else "\n"
+    print(f"{done:3d} % of {total} pages", end=end, file=sys.stderr, flush=True)
 
 
 def sync(path: str) -> None:
-    # Windows syncs only what is open for writing, and a folder opens only for reading.
+    # Windows syncs only a file that is open for writing.
     handle = os.open(path, os.O_RDWR if os.path.isfile(path) else os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -136,4 +121,4 @@ def sync(path: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(_NAME, main))

@@ -1,198 +1,204 @@
-"""Every refusal that this program makes: one table of type, status and title, and of what a client should know.
+"""Every problem type that a response can have (RFC 9457): one table row each.
 
-A refusal is a `Problem`: raised wherever it is found, worded once, by `api`. This module knows no HTTP beyond the
-numbers of its statuses, and nothing of bookings beyond the names.
+A rejected request raises `Problem` where the fault is found; `api` turns it into a response.
+This module knows nothing about sockets, SQL or routes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Kind:
-    """One row of the table: the HTTP status, what happened (the same words each time), why, and what to do."""
+class ProblemType(NamedTuple):
+    """One row of the table.
+
+    `title` never changes between occurrences. A `retryable` problem passes by itself, and its
+    response carries Retry-After. `explanation` says why the request was rejected and what to do.
+    """
 
     status: int
     title: str
-    why: str
-    what_to_do: str
+    explanation: str
+    retryable: bool = False
 
 
-KINDS: Mapping[str, Kind] = {
-    "malformed-request": Kind(
+PROBLEM_TYPES: Mapping[str, ProblemType] = {
+    "malformed-request": ProblemType(
         400,
         "The request is not well-formed HTTP",
-        "The request line, a header or the length breaks the grammar of RFC 9112. Where a request ends must be certain: "
-        "if it is not, the connection was closed.",
-        "Send the request with an HTTP client, on a new connection. A proxy that rewrites requests may be at fault.",
+        "The request line, a header or the length breaks the grammar of RFC 9112. The server "
+        "closed the connection if it could not tell where the request ends. Use an HTTP client, "
+        "and check any proxy that rewrites requests.",
     ),
-    "malformed-json": Kind(
+    "malformed-json": ProblemType(
         400,
-        "The body is not the JSON object that a booking needs",
-        "The body is no JSON in UTF-8 (RFC 8259), is no object, names a member twice, or nests too deep.",
-        'Send an object like {"tenant_id": "acme", "start_time_utc": "2026-01-01T10:00:00Z", "idempotency_key": "k1"}.',
+        "The body is not a valid JSON object",
+        "The body is not JSON in UTF-8 (RFC 8259), is not an object, repeats a member or is nested "
+        'too deeply. Send an object like {"tenant_id": "acme", "start_time_utc": '
+        '"2026-01-01T10:00:00Z", "idempotency_key": "4f7c1a52-6d0e-4b8f-9a55-0d1c2e3f4a5b"}.',
     ),
-    "invalid-fields": Kind(
+    "invalid-fields": ProblemType(
         400,
-        "Fields are missing, malformed or in disagreement",
-        "Each field was checked before the database was asked; all that is wrong is in errors. A value that is sent in "
-        "two places must be the same in both.",
-        "Mend every field that errors names, and send the request again. No key was used up.",
+        "Fields are missing, malformed or contradictory",
+        "The errors member lists everything that is wrong. A value that is sent in two places "
+        "must be the same in both. Fix the fields listed in errors and send the request again. "
+        "The idempotency key was not used.",
     ),
-    "no-such-path": Kind(
+    "no-such-path": ProblemType(
         404,
-        "There is nothing at this path",
-        "Paths are compared as they are, without a slash at the end and without percent-encoding.",
-        "GET / lists what there is.",
+        "The path does not exist",
+        "Paths are compared exactly: a trailing slash or a percent-encoded letter makes a "
+        "different path. GET / lists the paths.",
     ),
-    "no-such-booking": Kind(
+    "no-such-booking": ProblemType(
         404,
         "This tenant has no such booking",
-        "The booking does not exist, or is another tenant's: the answer is the same, so that nothing is learned from it.",
-        "GET /bookings lists the bookings that the tenant has.",
+        "The booking does not exist, or it belongs to another tenant. The response is the same in "
+        "both cases, so that it reveals nothing about other tenants. GET /bookings lists the "
+        "tenant's bookings.",
     ),
-    "method-not-allowed": Kind(
+    "method-not-allowed": ProblemType(
         405,
-        "This path does not take this method",
-        "Bookings are made and read; nothing here changes or deletes one.",
-        "Send one of the methods in the Allow header.",
+        "The path does not support this method",
+        "Bookings can be created and read. Send one of the methods listed in the Allow header.",
     ),
-    "too-slow": Kind(
+    "too-slow": ProblemType(
         408,
         "The request took too long to arrive",
-        "A request that arrives drop by drop keeps a thread from others, so the connection was closed.",
-        "Send the request again, in one piece. The idempotency key makes it safe.",
+        "A request that arrives slowly occupies a thread, so the server closed the connection. "
+        "Send the whole request at once on a new connection. The idempotency key makes this safe.",
     ),
-    "slot-taken": Kind(
+    "slot-taken": ProblemType(
         409,
         "The slot is taken",
-        "The tenant already has a booking at this start time, under another idempotency key. The database refused a "
-        "second one.",
-        "Choose another start time. The key was not used up.",
+        "The tenant already has a booking at this start time under another idempotency key, and "
+        "the database rejected a second one. Choose another start time. The key was not used.",
     ),
-    "length-required": Kind(
+    "length-required": ProblemType(
         411,
-        "The body has no Content-Length",
-        "Without a length it is not certain where the request ends, so the connection was closed.",
-        "Send a Content-Length, the number of bytes in the body.",
+        "The request has no Content-Length",
+        "Without a length the server cannot tell where the body ends, so it closed the "
+        "connection. Send Content-Length, the number of bytes in the body.",
     ),
-    "body-too-large": Kind(
+    "body-too-large": ProblemType(
         413,
         "The body is too large",
-        "A booking takes some hundred bytes; the connection was closed before the rest was read.",
-        "Send the three fields of a booking and little else.",
+        "A booking needs a few hundred bytes. The server closed the connection without reading "
+        "the body. Send the three fields of a booking and little else.",
     ),
-    "target-too-long": Kind(
+    "target-too-long": ProblemType(
         414,
         "The request line is too long",
-        "No path and query that this service needs comes near the limit.",
-        "Look for a parameter that was filled in by mistake.",
+        "No path or query of this service comes near the limit. Look for a parameter that was "
+        "filled in by mistake.",
     ),
-    "not-json": Kind(
+    "not-json": ProblemType(
         415,
         "The body is not declared as JSON",
-        "Only application/json is taken. A web page of another site cannot send it unasked, so none can book.",
-        "Send the header Content-Type: application/json.",
+        "Only application/json is accepted. A browser does not let a page of another site send it "
+        "without a preflight, which this service never grants. Send the header Content-Type: "
+        "application/json.",
     ),
-    "expectation-failed": Kind(
+    "expectation-failed": ProblemType(
         417,
-        "The expectation cannot be met",
-        "The Expect header asks for something other than 100-continue.",
-        "Leave the Expect header out.",
+        "The expectation is not supported",
+        "The Expect header asks for something other than 100-continue. Remove the header.",
     ),
-    "unknown-host": Kind(
+    "unknown-host": ProblemType(
         421,
-        "The server is not known by this name",
-        "A web page of a stranger can point a name of its own at this machine, and read what a browser then takes for its "
-        "own site (DNS rebinding). So a server that only its own machine reaches answers to localhost, addresses and names "
-        "without a dot alone.",
-        "Call it by localhost or its address. A proxy in front should send one of these as Host; a name of yours can be "
-        "allowed with --allowed-hosts.",
+        "The Host header names another server",
+        "A web page can point a name of its own at this machine and read the responses as if they "
+        "came from its own site (DNS rebinding). A server on a loopback address therefore accepts "
+        "only localhost, IP addresses and names without a dot. Use one of these, also in the Host "
+        "header that a proxy sends, or start the server with --allowed-hosts.",
     ),
-    "key-reused": Kind(
+    "key-reused": ProblemType(
         422,
         "The idempotency key was used for another booking",
-        "An idempotency key names one request for ever; this one came with another start time or from another tenant.",
-        "Send a new key for a new booking. To retry, repeat the first request exactly.",
+        "An idempotency key belongs to one request forever, and this one came with another start "
+        "time or from another tenant. Send a new key for a new booking. To retry, repeat the first "
+        "request exactly.",
     ),
-    "headers-too-large": Kind(
+    "headers-too-large": ProblemType(
         431,
-        "The headers are too long or too many",
-        "The server reads so many headers and no more; the connection was closed.",
-        "Send fewer headers. Cookies of another service on the same host are a common cause.",
+        "The header section is too large",
+        "The server limits the number and the size of headers, and closed the connection. Send "
+        "fewer headers. Cookies of another service on the same host are a common cause.",
     ),
-    "internal-error": Kind(
+    "internal-error": ProblemType(
         500,
-        "The program failed",
-        "This is a fault of the program and not of the request. Whether a booking was made is not certain.",
-        "Send the request again: its key makes that safe. Report request_id, under which the log tells more.",
+        "The server failed",
+        "This is a fault in the server, not in the request, and a booking may have been created. "
+        "Send the same request again; the idempotency key makes this safe. Report request_id, "
+        "which identifies the entry in the server's log.",
     ),
-    "transfer-encoding": Kind(
+    "transfer-encoding": ProblemType(
         501,
         "Transfer codings are not supported",
-        "A chunked body has no length known beforehand; a booking is so small that it can have one.",
-        "Send the body as it is, with its Content-Length.",
+        "A chunked body does not state its length in advance. Send the body unencoded, with its "
+        "Content-Length.",
     ),
-    "database-busy": Kind(
+    "database-busy": ProblemType(
         503,
         "The database is busy",
-        "Another writer held the database for longer than a request waits. Nothing was booked.",
+        "Another program held the write lock for longer than a request waits. Nothing was booked. "
         "Send the same request again after Retry-After seconds.",
+        retryable=True,
     ),
-    "database-unavailable": Kind(
+    "database-unavailable": ProblemType(
         503,
         "The database cannot be reached",
-        "The file cannot be read or written, or the cluster does not answer in time; the log names the cause. Whether a "
-        "booking was made is not certain.",
-        "Send the same request again after Retry-After seconds, which its key makes safe; tell the operator if it lasts.",
+        "The database file cannot be read or written, or the cluster does not answer in time. The "
+        "server's log names the cause. A booking may have been created. Send the same request "
+        "again after Retry-After seconds; the idempotency key makes this safe.",
+        retryable=True,
     ),
-    "shutting-down": Kind(
+    "shutting-down": ProblemType(
         503,
-        "The server is stopping",
-        "The rest of the request had not arrived when the server stopped to wait for it. Nothing was booked.",
-        "Send the same request again after Retry-After seconds, on a new connection.",
+        "The server is shutting down",
+        "The request did not arrive completely before the shutdown. Nothing was booked. Send the "
+        "same request again after Retry-After seconds, on a new connection.",
+        retryable=True,
     ),
-    "http-version": Kind(
+    "http-version": ProblemType(
         505,
-        "This version of HTTP is not supported",
-        "The server speaks HTTP/1.1, and HTTP/1.0 to those who ask in it.",
-        "Send the request as HTTP/1.1, or through a proxy that does.",
+        "The HTTP version is not supported",
+        "The server supports HTTP/1.1 and HTTP/1.0. Use one of them, or a proxy that does.",
     ),
-    "database-full": Kind(
+    "database-full": ProblemType(
         507,
         "The disk is full",
-        "There is no room for another booking. Nothing was booked; reading goes on.",
-        "Free some space; then send the same request again.",
+        "The disk has no space for another booking. Nothing was booked, and bookings can still be "
+        "read. Free some disk space, then send the same request again.",
+        retryable=True,
     ),
 }
 
 
-@dataclass(frozen=True)
-class FieldError:
-    """What is wrong with one field, and what to send instead."""
+class FieldError(NamedTuple):
+    """One field that is wrong, and what to send instead."""
 
     field: str
     detail: str
 
 
 class Problem(Exception):
-    """A refusal: `kind` is a name in KINDS, `detail` says what happened this time and what to do about it.
+    """A rejected request.
 
-    `errors` has one entry for each field that is at fault; `headers` go out with the answer.
+    `type` is a name in PROBLEM_TYPES, `detail` describes this occurrence, `errors` lists the
+    fields at fault, and `headers` are added to the response.
     """
 
     def __init__(
         self,
-        kind: str,
+        type: str,
         detail: str,
         errors: Sequence[FieldError] = (),
         headers: Sequence[tuple[str, str]] = (),
     ) -> None:
         super().__init__(detail)
-        self.kind = kind
-        self.status = KINDS[kind].status
+        self.type = type
         self.detail = detail
         self.errors = tuple(errors)
         self.headers = tuple(headers)

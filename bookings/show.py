@@ -1,143 +1,126 @@
-"""python -m bookings.show: the bookings as a table, from a database opened read-only, whether the server runs or not.
+"""python -m bookings.show: prints the bookings of a database, whether the server runs or not.
 
-What a row holds is shown so that it cannot act on the terminal; rows are read and printed one by one, however many.
-This module knows no SQL and no HTTP.
+Rows are read and printed one at a time, so memory does not depend on their number. Values are
+escaped, so that a stored control character cannot act on the terminal.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
-from bookings import fields
-from bookings.databases import kind_of
-from bookings.store import Booking, CannotOpen, default_database
+from bookings import settings, values
+from bookings.stores import find_database
+from bookings.stores.model import Booking
+from bookings.terminal import run_command
+
+_NAME = "bookings.show"
 
 
 def main() -> int:
-    """Print the bookings; the exit status, 1 where there is no database to show."""
-    settings = read_settings()
-    if not sys.stdout:  # closed by who started this
+    """Print the bookings. Return the exit code."""
+    options = parse_options()
+    if not sys.stdout:  # The caller closed it.
         return 1
-    # A terminal that cannot show a character gets its number instead of a traceback.
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    try:
-        with kind_of(settings.database).reading(settings.database) as reader:
-
-            def bookings() -> Iterator[Booking]:
-                return reader.bookings(
-                    settings.tenant, settings.at_least or "", settings.before or "", settings.limit
-                )
-
-            (print_json if settings.json else print_table)(bookings)
-            sys.stdout.flush()
-    except CannotOpen as error:
-        print(f"bookings.show: {error}", file=sys.stderr)
-        return 1
-    except BrokenPipeError:
-        # The reader, `head` perhaps, has seen enough; Python would complain once more when it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except KeyboardInterrupt:
-        return 130
-    except OSError as error:
-        print(f"bookings.show: cannot print: {error.strerror}", file=sys.stderr)
-        return 1
+    with find_database(options.database).read() as reader:
+        arguments = (options.tenant, options.start_from, options.start_before, options.limit)
+        (print_json if options.json else print_table)(lambda: reader.bookings(*arguments))
+        sys.stdout.flush()
     return 0
 
 
-def read_settings() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m bookings.show", description="Print the bookings as a table."
-    )
-    parser.add_argument(
-        "--database",
-        default=default_database(),
-        help="the SQLite file, or an rqlite cluster like http://host:4001,host:4001 "
-        "(environment: BOOKINGS_DB; default: bookings.db beside run.py)",
-    )
-    parser.add_argument("--tenant", type=argument(fields.text), help="only this tenant's bookings")
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=f"python -m {_NAME}", description="Print the bookings.")
+    settings.add_database(parser)
+    parser.add_argument("--tenant", type=option(values.text), help="only this tenant's bookings")
     parser.add_argument(
         "--from",
-        dest="at_least",
-        type=argument(fields.instant),
-        help="only those that start at this instant or later, like 2026-01-01T10:00:00Z",
+        dest="start_from",
+        type=option(values.instant),
+        default="",
+        help="only bookings that start at this instant or later, like 2026-01-01T10:00:00Z",
     )
     parser.add_argument(
-        "--to", dest="before", type=argument(fields.instant), help="only those that start before it"
+        "--to",
+        dest="start_before",
+        type=option(values.instant),
+        default="",
+        help="only bookings that start before this instant",
     )
-    parser.add_argument("--limit", type=argument(whole_number), default=-1, help="only so many")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line instead of a table")
+    parser.add_argument(
+        "--limit", type=option(positive_number), default=-1, help="at most this many bookings"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line")
     return parser.parse_args()
 
 
-def argument(check: Callable[[str], object]) -> Callable[[str], object]:
-    """A check that raises ValueError, in the form in which argparse repeats what it says."""
+def option(validate: Callable[[str], object]) -> Callable[[str], object]:
+    """Make argparse print the message of a validator's ValueError."""
 
-    def checked(value: str) -> object:
+    def validate_option(value: str) -> object:
         try:
-            return check(value)
+            return validate(value)
         except ValueError as error:
             raise argparse.ArgumentTypeError(f"{value!r} {error}") from None
 
-    return checked
+    return validate_option
 
 
-def whole_number(value: str) -> int:
+def positive_number(value: str) -> int:
     if not (value.isascii() and value.isdigit() and len(value) <= 18 and int(value) > 0):
         raise ValueError("is not a number from 1 up, of at most 18 digits")
     return int(value)
 
 
-def print_json(bookings: Callable[[], Iterable[Booking]]) -> None:
-    """One object a line, in ASCII: a character that could act on a terminal is an escape, a blob is as Python shows it."""
-    for booking in bookings():
-        print(json.dumps(vars(booking), default=repr).replace("\x7f", "\\u007f"))
+def print_json(read: Callable[[], Iterable[Booking]]) -> None:
+    """Print one object per line, in ASCII: control characters become escapes, a blob its repr."""
+    for booking in read():
+        print(json.dumps(booking._asdict(), default=repr).replace("\x7f", "\\u007f"))
 
 
-def print_table(bookings: Callable[[], Iterable[Booking]]) -> None:
-    """A header, a line for each booking, and how many there are; read twice, first for the widths."""
-    header = tuple(Booking.__dataclass_fields__)
-    widths = [len(name) for name in header]
-    for booking in bookings():
-        widths = [max(columns, width(cell)) for columns, cell in zip(widths, cells(booking))]
-    print(aligned(header, widths))
-    print(aligned(["-" * columns for columns in widths], widths))
+def print_table(read: Callable[[], Iterable[Booking]]) -> None:
+    """Print aligned columns and the number of bookings. Reads twice, first for the widths."""
+    widths = [len(name) for name in Booking._fields]
+    for booking in read():
+        widths = [max(old, width(cell)) for old, cell in zip(widths, cells(booking))]
+    print(align(Booking._fields, widths))
+    print(align(["-" * columns for columns in widths], widths))
     count = 0
-    for booking in bookings():
-        print(aligned(cells(booking), widths))
+    for booking in read():
+        print(align(cells(booking), widths))
         count += 1
     print(f"{count} booking{'' if count == 1 else 's'}")
 
 
 def cells(booking: Booking) -> list[str]:
-    return [printable(str(value)) for value in vars(booking).values()]
+    return [escape(str(value)) for value in booking]
 
 
-def aligned(row: Iterable[str], widths: Iterable[int]) -> str:
-    """The cells, each filled up to the width of its column."""
-    return "  ".join(cell + " " * (columns - width(cell)) for cell, columns in zip(row, widths)).rstrip()
+def align(row: Iterable[str], widths: Iterable[int]) -> str:
+    padded = (cell + " " * (columns - width(cell)) for cell, columns in zip(row, widths))
+    return "  ".join(padded).rstrip()
 
 
-def printable(text: str) -> str:
-    """The text with what is not for printing, control characters above all, as Python escapes."""
+def escape(text: str) -> str:
+    """Replace unprintable characters with Python escapes."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def width(text: str) -> int:
-    """How many columns of a terminal the text takes."""
-    if text.isascii():
-        return len(text)
-    return sum(
-        0 if unicodedata.category(c) in ("Mn", "Me") else 2 if unicodedata.east_asian_width(c) in "WF" else 1
-        for c in text
-    )
+    """Return the number of terminal columns that the text occupies."""
+    return len(text) if text.isascii() else sum(map(_character_width, text))
+
+
+def _character_width(character: str) -> int:
+    if unicodedata.category(character) in ("Mn", "Me"):  # Combining marks.
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(_NAME, main))

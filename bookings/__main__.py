@@ -1,0 +1,56 @@
+"""Starts the server: settings, database, listening socket, workers."""
+
+from __future__ import annotations
+
+import sys
+
+from bookings import settings, terminal
+from bookings.server import request_log, workers
+from bookings.server.server import listen
+from bookings.stores import find_database
+from bookings.stores.model import CannotOpen
+
+_NAME = "run.py"
+
+
+def main() -> int:
+    """Serve until a signal arrives. Return the exit code."""
+    try:
+        return _serve()
+    except CannotOpen as error:
+        return terminal.fail(_NAME, str(error))
+    except OSError as error:
+        return terminal.fail(_NAME, f"cannot start: {error.strerror or error}")
+    except KeyboardInterrupt:  # Before the workers handle signals.
+        return 130
+
+
+def _serve() -> int:
+    options = settings.parse_server_settings()
+    terminal.tolerate_unprintable_characters()
+    request_log.configure(options.quiet)
+    database = find_database(options.database)
+    database.create()
+    try:
+        listener = listen(options.host, options.port)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        address = _join(options.host, options.port)
+        return terminal.fail(_NAME, f"cannot listen on {address}: {reason}")
+    address = _join(options.host, listener.getsockname()[1])
+    startup_line = f"Bookings on http://{address}, database {database.name}"
+    return workers.serve(
+        listener,
+        database,
+        options.allowed_hosts,
+        options.workers,
+        lambda: terminal.print_if_possible(startup_line),
+    )
+
+
+def _join(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

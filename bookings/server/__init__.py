@@ -1,0 +1,11 @@
+"""Turns bytes into requests and responses into bytes.
+
+    http1        HTTP/1.1 grammar and serialization, without I/O
+    hosts        which Host names the server accepts
+    request_log  one line per request
+    connection   one client: reads, deadlines, responses
+    server       accepts connections, bounds their number, shuts down
+    workers      processes that share a listening socket, and their supervisor
+
+No module here knows about bookings or SQL.
+"""

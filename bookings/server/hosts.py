@@ -1,0 +1,33 @@
+"""Which Host names the server accepts: the protection against DNS rebinding.
+
+An attacker's page can make its own name resolve to this machine. A browser then treats the page
+and this server as one site and lets the page read every response. The Host header still carries
+the attacker's name, so such a request can be rejected.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Collection
+
+_PORT = re.compile(r":[0-9]*\Z")
+# Nobody can register an address, a name without a dot or a name under .localhost (RFC 6761), so a
+# foreign page never has one of these as its own host.
+_UNREGISTRABLE = re.compile(r"\[.*|[0-9.]*|[^.]*|.*\.localhost")
+
+
+class HostPolicy:
+    """Accepts unregistrable names and `allowed` names.
+
+    Without allowed names, a server that other machines can reach at `address` accepts every name:
+    it may have any name, and other clients can read its responses anyway.
+    """
+
+    def __init__(self, allowed: Collection[str], address: str) -> None:
+        self._allowed = allowed
+        self._accepts_all = not allowed and not ipaddress.ip_address(address).is_loopback
+
+    def accepts(self, host: str) -> bool:
+        name = _PORT.sub("", host.lower())
+        return self._accepts_all or bool(_UNREGISTRABLE.fullmatch(name)) or name in self._allowed

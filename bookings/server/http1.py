@@ -1,0 +1,170 @@
+"""HTTP/1.1 grammar (RFC 9112) and serialization, without I/O.
+
+The grammar is stricter than the RFC requires: a line ends in CRLF, and a request whose end is
+uncertain is rejected, so that no byte of a body is ever parsed as a request. `http.server` accepts
+HTTP/0.9, bare line feeds, folded and repeated headers, and signs in a length; its parser is not
+used. Every function raises Problem for what it rejects.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import NamedTuple
+
+from bookings.problems import Problem
+
+# Longest request line in bytes. RFC 9112, section 3, asks for at least 8,000.
+MAX_REQUEST_LINE = 8192
+# Limits of a header section, without the request line: fields, and bytes of all of them. Apache
+# allows 100 fields. The bytes leave room for the cookies and traces that proxies add.
+MAX_HEADERS = 100
+MAX_HEADER_BYTES = 32768
+# Longest body in bytes. A booking takes at most 7 KiB, with every character escaped.
+MAX_BODY = 16384
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_REQUEST_LINE = re.compile(rf"({_TOKEN}) ([!-~]+) HTTP/([0-9])\.([0-9])")
+_HEADER = re.compile(rf"({_TOKEN}):([^\x00-\x08\x0a-\x1f\x7f]*)")
+_DIGITS = re.compile(r"[0-9]+")
+_HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::[0-9]*)?")
+_BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
+_EMPTY_LINES = re.compile(rb"^(?:\r\n)+")
+
+# No cache may store a response: its key would not include the tenant, which may be in a header.
+# No browser may guess a media type.
+_FIXED_HEADERS = "Cache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n"
+
+Headers = Mapping[str, Sequence[str]]
+
+
+class RequestLine(NamedTuple):
+    """The parts of a request line. `version` is (major, minor)."""
+
+    method: str
+    target: str
+    version: tuple[int, int]
+
+
+def skip_empty_lines(received: bytes) -> bytes:
+    """Remove empty lines before a request (RFC 9112, section 2.2)."""
+    return _EMPTY_LINES.sub(b"", received)
+
+
+def find_head_end(received: bytes, searched: int) -> int:
+    """Return the offset of the empty line that ends the head, or -1 if it has not arrived.
+
+    The first `searched` bytes were searched before.
+    """
+    end = received.find(b"\r\n\r\n", searched)
+    # Three bytes at the end may be the start of the empty line and do not count as headers.
+    size = len(received) - 3 if end < 0 else end
+    line_end = received.find(b"\r\n", 0, MAX_REQUEST_LINE + 2)
+    if line_end < 0 and len(received) > MAX_REQUEST_LINE + 1:
+        raise Problem(
+            "target-too-long", f"Send a request line of at most {MAX_REQUEST_LINE} bytes."
+        )
+    if size > line_end + 2 + MAX_HEADER_BYTES:
+        raise Problem("headers-too-large", f"Send at most {MAX_HEADER_BYTES} bytes of headers.")
+    if _BARE_LINE_FEED.search(received, searched, len(received) if end < 0 else end):
+        raise Problem("malformed-request", "A line ends in a bare line feed; send CRLF.")
+    return end
+
+
+def parse_request_line(line: str) -> RequestLine | None:
+    """Parse a request line; return None if it is malformed."""
+    match = _REQUEST_LINE.fullmatch(line)
+    return RequestLine(match[1], match[2], (int(match[3]), int(match[4]))) if match else None
+
+
+def parse_headers(lines: Sequence[str]) -> dict[str, list[str]]:
+    """Return the values of each header under its lower-case name."""
+    if len(lines) > MAX_HEADERS:
+        raise Problem("headers-too-large", f"Send at most {MAX_HEADERS} header fields.")
+    headers: dict[str, list[str]] = {}
+    for line in lines:
+        field = _HEADER.fullmatch(line)
+        if not field:
+            raise Problem(
+                "malformed-request", "A header is not of the form Name: value on one line."
+            )
+        headers.setdefault(field[1].lower(), []).append(field[2].strip(" \t"))
+    return headers
+
+
+def verify_version(version: tuple[int, int]) -> None:
+    if version[0] != 1:
+        raise Problem("http-version", "Send the request as HTTP/1.1.")
+
+
+def host(headers: Headers, version: tuple[int, int]) -> str | None:
+    """Return the value of Host, or None if an HTTP/1.0 request has none."""
+    hosts = headers.get("host", [])
+    if len(hosts) > 1 or (not hosts and version > (1, 0)) or not all(map(_HOST.fullmatch, hosts)):
+        raise Problem("malformed-request", "Send exactly one Host header, with a host and a port.")
+    return hosts[0] if hosts else None
+
+
+def body_length(headers: Headers) -> int:
+    """Return the length of the body in bytes: 0 without Content-Length (RFC 9112, section 6.3)."""
+    if "transfer-encoding" in headers:
+        raise Problem("transfer-encoding", "Send the body unencoded, with its Content-Length.")
+    lengths = headers.get("content-length", ["0"])
+    if len(lengths) > 1 or not _DIGITS.fullmatch(lengths[0]):
+        raise Problem(
+            "malformed-request", "Send exactly one Content-Length, of decimal digits only."
+        )
+    digits = lengths[0].lstrip("0") or "0"
+    if len(digits) > len(str(MAX_BODY)) or int(digits) > MAX_BODY:
+        raise Problem("body-too-large", f"Send a body of at most {MAX_BODY} bytes.")
+    return int(digits)
+
+
+def expects_continue(headers: Headers) -> bool:
+    """Return whether the client waits for 100 Continue before it sends the body."""
+    expectations = headers.get("expect", ())
+    if any(value.lower() != "100-continue" for value in expectations):
+        raise Problem("expectation-failed", "The only supported expectation is 100-continue.")
+    return bool(expectations)
+
+
+def keeps_connection(headers: Headers, version: tuple[int, int]) -> bool:
+    """Return whether the client wants to send another request on the connection."""
+    tokens = ",".join(headers.get("connection", ())).lower().split(",")
+    return version > (1, 0) and not any(token.strip() == "close" for token in tokens)
+
+
+def serialize_response(
+    status: int,
+    headers: Iterable[tuple[str, str]],
+    body: bytes,
+    request_id: str,
+    *,
+    with_body: bool,
+    keep: bool,
+) -> bytes:
+    """Return head and body as one piece, so that they leave in one packet if they fit.
+
+    A response to HEAD has the length of the body but not the body (`with_body` is false).
+    """
+    head = (
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nDate: {_date(int(time.time()))}\r\n"
+        f"{_FIXED_HEADERS}X-Request-ID: {request_id}\r\n"
+    )
+    head += "".join(f"{name}: {value}\r\n" for name, value in headers)
+    if status != HTTPStatus.NO_CONTENT:
+        head += f"Content-Length: {len(body)}\r\n"
+    if not keep:
+        head += "Connection: close\r\n"
+    return head.encode("ascii") + b"\r\n" + (body if with_body else b"")
+
+
+@functools.lru_cache(maxsize=1)
+def _date(second: int) -> str:
+    return formatdate(second, usegmt=True)

@@ -1,0 +1,279 @@
+"""Worker processes that share one listening socket, and the supervisor that keeps them alive.
+
+Only the supervisor holds the write end of the shutdown pipe. Its end tells the workers to shut
+down, also when the supervisor is killed, and cannot arrive twice as a signal to the process group
+does. Each worker opens its own store after the fork: SQLite's locks do not survive one. A single
+worker runs without a supervisor.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from typing import NoReturn
+
+from bookings.server.server import DRAIN_SECONDS, BookingServer
+from bookings.stores import Database
+from bookings.stores.files import Identities
+from bookings.stores.model import CannotOpen, Store
+
+# A worker that exits within this time failed at startup.
+STARTUP_SECONDS = 1.0
+# Consecutive failures at startup, per worker, after which the supervisor gives up.
+MAX_STARTUP_FAILURES = 5
+# How often an idle accept loop looks for a shutdown. A look costs 20 us.
+POLL_SECONDS = 0.05
+# How long the supervisor waits for workers before it kills them: longer than they drain, and
+# shorter than the 10 s after which Docker kills all of them.
+STOP_TIMEOUT = DRAIN_SECONDS + 1.0
+# `timeout` signals both the process and its group; count two signals within this time as one. A
+# person needs longer to press Ctrl+C twice.
+SAME_SIGNAL_SECONDS = 0.01
+# SIGBREAK is Ctrl+Break on Windows.
+STOP_SIGNALS = [
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
+    if hasattr(signal, name)
+]
+
+_logger = logging.getLogger("bookings")
+
+
+def serve(
+    listener: socket.socket,
+    database: Database,
+    allowed_hosts: Collection[str],
+    count: int,
+    announce: Callable[[], None],
+) -> int:
+    """Serve with `count` workers until a signal arrives. Return the exit code.
+
+    `announce` is called once the workers have opened the database. Raises CannotOpen if a single
+    worker cannot, and OSError if the system has no room for that many processes.
+    """
+    if count == 1:
+        store = database.open_store(None)
+        return run_worker(listener, store, allowed_hosts, STOP_SIGNALS, announce)
+    return Supervisor(listener, database, allowed_hosts).run(count, announce)
+
+
+def run_worker(
+    listener: socket.socket,
+    store: Store,
+    allowed_hosts: Collection[str],
+    signals: Sequence[int],
+    announce: Callable[[], None],
+    shutdown_pipe: int | None = None,
+) -> int:
+    """Serve until a signal arrives or the pipe ends. Return 0 if every request was answered."""
+    server = BookingServer(listener, store, allowed_hosts)
+    handle_signals(signals, lambda: threading.Thread(target=server.shutdown).start())
+    if shutdown_pipe is not None:
+        arguments = (shutdown_pipe, server.shutdown)
+        threading.Thread(target=_call_at_end, args=arguments, daemon=True).start()
+    announce()
+    server.serve_forever(POLL_SECONDS)
+    server.server_close()
+    drained = server.drain()
+    store.close()
+    return 0 if drained else 1
+
+
+def handle_signals(
+    signals: Sequence[int],
+    shut_down: Callable[[], None],
+    kill: Callable[[], None] = lambda: None,
+) -> None:
+    """Call `shut_down` at the first of these signals. At the second one, call `kill` and die."""
+    first_signal: float | None = None
+    hangup = getattr(signal, "SIGHUP", None)
+
+    def handle(number: int, frame: object) -> None:
+        nonlocal first_signal
+        if first_signal is None:
+            first_signal = time.monotonic()
+            shut_down()
+        # When a terminal closes, its shell sends SIGHUP as well; it never counts as the second.
+        elif number != hangup and time.monotonic() - first_signal >= SAME_SIGNAL_SECONDS:
+            kill()
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    for number in signals:
+        # nohup ignores SIGHUP, and the server must keep ignoring it.
+        if number != hangup or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, handle)
+
+
+def _call_at_end(pipe: int, function: Callable[[], None]) -> None:
+    os.read(pipe, 1)
+    function()
+
+
+class Supervisor:
+    """Starts workers, replaces those that die, and leaves none behind."""
+
+    def __init__(
+        self, listener: socket.socket, database: Database, allowed_hosts: Collection[str]
+    ) -> None:
+        self._listener = listener
+        self._database = database
+        self._allowed_hosts = allowed_hosts
+        # A replacement must serve the same files as the first workers. Those accept what they
+        # find, because another server that starts may create and delete the WAL meanwhile.
+        self._identities: Identities | None = None
+        # The process ids of the workers, and when each was started.
+        self._workers: dict[int, float] = {}
+        self._shutting_down = False
+        self._stop_deadline = 0.0
+        self._startup_failures = 0
+        self._shutdown_pipe = os.pipe()
+
+    def run(self, count: int, announce: Callable[[], None]) -> int:
+        handle_signals(STOP_SIGNALS, self._shut_down, self._kill_workers)
+        wakeup = self._wake_up_on_signals()
+        if not self._start_workers(count):
+            self._shut_down()  # Each worker has logged why it failed.
+        elif not self._shutting_down:
+            announce()
+        all_drained = True
+        while self._workers:
+            worker, status = self._reap_worker(wakeup)
+            if worker is None:
+                continue
+            lifetime = time.monotonic() - self._workers.pop(worker)
+            if self._shutting_down:
+                all_drained = all_drained and status == 0
+            else:
+                self._replace_worker(worker, status, lifetime, MAX_STARTUP_FAILURES * count)
+        # Without a shutdown, the last worker died and could not be replaced.
+        return 0 if self._shutting_down and all_drained and not self._gave_up(count) else 1
+
+    def _gave_up(self, count: int) -> bool:
+        return self._startup_failures >= MAX_STARTUP_FAILURES * count
+
+    def _wake_up_on_signals(self) -> int:
+        """Return a pipe that becomes readable at every signal, SIGCHLD included. A signal that
+        arrives just before a blocking call would otherwise go unnoticed until the call returns.
+        """
+        wakeup, write_end = os.pipe()
+        os.set_blocking(write_end, False)
+        signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        return wakeup
+
+    def _start_workers(self, count: int) -> bool:
+        """Start the first workers, and wait until each is ready or dead. Return whether any is."""
+        # Each worker writes one byte when it is ready and closes its end, as its death does.
+        ready, write_end = os.pipe()
+        for _ in range(count):
+            self._spawn_worker(write_end)
+        os.close(write_end)
+        any_ready = False
+        while os.read(ready, 1):
+            any_ready = True
+        os.close(ready)
+        self._identities = self._database.identify()
+        return any_ready
+
+    def _reap_worker(self, wakeup: int) -> tuple[int | None, int]:
+        """Wait for a signal or a dead worker. Return its process id, if any, and status."""
+        worker, status = os.waitpid(-1, os.WNOHANG)
+        # Process 1 of a container also inherits children that it did not start.
+        if worker in self._workers:
+            return worker, os.waitstatus_to_exitcode(status)
+        if not worker:
+            timeout = None
+            if self._shutting_down:
+                timeout = max(0.0, self._stop_deadline - time.monotonic())
+            if select.select([wakeup], [], [], timeout)[0]:
+                os.read(wakeup, 1)
+            else:
+                self._kill_workers()
+                # The system may take time to end a process that waits for a disk.
+                self._stop_deadline = time.monotonic() + STOP_TIMEOUT
+        return None, 0
+
+    def _replace_worker(self, worker: int, status: int, lifetime: float, max_failures: int) -> None:
+        self._startup_failures = self._startup_failures + 1 if lifetime < STARTUP_SECONDS else 0
+        if self._startup_failures >= max_failures:
+            _logger.error("workers keep failing at startup; giving up")
+            self._shut_down()
+            return
+        _logger.error("worker %d exited with status %d; starting another", worker, status)
+        try:
+            self._spawn_worker()
+        except OSError as error:  # The other workers continue.
+            _logger.error("cannot start another worker: %s", error.strerror)
+
+    def _spawn_worker(self, ready: int | None = None) -> None:
+        # Blocked, because a signal between the test and the fork would leave a worker behind, and
+        # a signal to a new worker would run the supervisor's handler in it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        try:
+            if not self._shutting_down:
+                worker = os.fork()
+                if not worker:
+                    self._run_child(ready)
+                self._workers[worker] = time.monotonic()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+    def _run_child(self, ready: int | None) -> NoReturn:
+        """Run a worker in the forked process, and exit."""
+        status = 1
+        try:
+            signal.set_wakeup_fd(-1)
+            # Ctrl+C reaches the whole group, but only the supervisor acts on it. SIGTERM is
+            # ignored until there is a server to shut down.
+            for number in STOP_SIGNALS:
+                signal.signal(number, signal.SIG_IGN)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+            shutdown_pipe, write_end = self._shutdown_pipe
+            os.close(write_end)
+
+            def report_ready() -> None:
+                if ready is not None:
+                    os.write(ready, b".")
+                    os.close(ready)
+
+            status = run_worker(
+                self._listener,
+                self._database.open_store(self._identities),
+                self._allowed_hosts,
+                [signal.SIGTERM],
+                report_ready,
+                shutdown_pipe,
+            )
+        except CannotOpen as error:
+            # During a shutdown the other workers may have deleted the WAL; that is no failure.
+            if select.select([self._shutdown_pipe[0]], [], [], 0)[0]:
+                status = 0
+            else:
+                _logger.error("worker %d: %s", os.getpid(), error)
+        except Exception:
+            _logger.exception("worker %d failed", os.getpid())
+        finally:
+            if sys.stderr:
+                sys.stderr.flush()
+            os._exit(status)
+
+    def _kill_workers(self) -> None:
+        for worker in self._workers:
+            with suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGKILL)
+
+    def _shut_down(self) -> None:
+        if not self._shutting_down:
+            self._shutting_down = True
+            self._stop_deadline = time.monotonic() + STOP_TIMEOUT
+            self._listener.close()
+            os.close(self._shutdown_pipe[1])

@@ -1,0 +1,101 @@
+"""Flags, environment variables and defaults. A flag wins over its environment variable."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from pathlib import Path
+from typing import NoReturn
+
+_DEFAULT_DATABASE = Path(__file__).resolve().parent.parent / "bookings.db"
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Reports a bad setting in one line instead of printing the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; --help explains the settings\n")
+
+
+def add_database(parser: argparse.ArgumentParser) -> None:
+    """Add --database, which every command shares."""
+    parser.add_argument(
+        "--database",
+        default=os.environ.get("BOOKINGS_DB") or str(_DEFAULT_DATABASE),
+        help="SQLite file, or rqlite cluster as http://host:4001,host:4001 (environment: "
+        "BOOKINGS_DB; default: bookings.db beside run.py)",
+    )
+
+
+def parse_server_settings() -> argparse.Namespace:
+    """Return port, host, database, workers, allowed_hosts and quiet. Exit with 2 for a bad one."""
+    parser = OneLineParser(
+        prog="run.py",
+        description="Serve bookings over HTTP: at most one per tenant and start time.",
+    )
+    parser.add_argument(
+        "--port",
+        type=port_number,
+        default=os.environ.get("PORT") or "3000",
+        help="port to listen on, 0 for any free port (environment: PORT; default: 3000)",
+    )
+    parser.add_argument(
+        "--host",
+        default=os.environ.get("HOST") or "127.0.0.1",
+        help="address to listen on (environment: HOST; default: 127.0.0.1, which only this machine "
+        "can reach)",
+    )
+    add_database(parser)
+    parser.add_argument(
+        "--workers",
+        type=worker_count,
+        default=os.environ.get("WORKERS") or str(default_workers()),
+        help="number of server processes (environment: WORKERS; default: one per CPU, one on "
+        "Windows)",
+    )
+    parser.add_argument(
+        "--allowed-hosts",
+        type=host_names,
+        default=os.environ.get("ALLOWED_HOSTS") or "",
+        metavar="NAMES",
+        help="comma-separated Host names to accept besides localhost, IP addresses and names "
+        "without a dot (environment: ALLOWED_HOSTS; default: none on loopback, any otherwise)",
+    )
+    parser.add_argument("--quiet", action="store_true", help="log faults only, not every request")
+    return parser.parse_args()
+
+
+def default_workers() -> int:
+    """Return the number of CPUs that this process may use, or 1 where it cannot fork."""
+    if not hasattr(os, "fork"):
+        return 1
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def port_number(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 5 and int(text) <= 65535):
+        raise argparse.ArgumentTypeError(f"not a port: {text!r}; give a number from 0 to 65535")
+    return int(text)
+
+
+def worker_count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 3 and int(text) > 0):
+        raise argparse.ArgumentTypeError(
+            f"not a number of workers: {text!r}; give a number from 1 to 999"
+        )
+    if int(text) > 1 and not hasattr(os, "fork"):
+        raise argparse.ArgumentTypeError("this system cannot share a port among workers; give 1")
+    return int(text)
+
+
+def host_names(text: str) -> list[str]:
+    names = [name.strip().lower() for name in text.split(",") if name.strip()]
+    for name in names:
+        if not re.fullmatch("[a-z0-9._-]+", name):
+            raise argparse.ArgumentTypeError(
+                f"not a host name: {name!r}; give one like bookings.example, without a port"
+            )
+    return names

@@ -1,0 +1,59 @@
+"""Stores decide who gets a slot.
+
+    model          bookings, outcomes, errors and the Store protocol
+    sql            the statements that both stores run
+    schema         reads schema.sql and verifies tables
+    files          the files of a SQLite database
+    write_queue    fair waiting for SQLite's write lock
+    sqlite         the store in one SQLite file
+    snapshot       read-only access to that file
+    rqlite_client  speaks to an rqlite cluster
+    rqlite         the store on a cluster
+
+No store knows about HTTP requests of clients or how a client spells a value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import NamedTuple
+
+from bookings.stores import files, rqlite, rqlite_client, snapshot, sqlite
+from bookings.stores.model import Reader, Store
+
+
+class Database(NamedTuple):
+    """The database that `--database` names, and what can be done with it.
+
+    All but `name` raise CannotOpen.
+    """
+
+    # For messages: an absolute path, or a URL without its password.
+    name: str
+    create: Callable[[], None]
+    # Which files the database consists of now; a cluster has none.
+    identify: Callable[[], files.Identities]
+    open_store: Callable[[files.Identities | None], Store]
+    read: Callable[[], AbstractContextManager[Reader]]
+
+
+def find_database(location: str) -> Database:
+    """Return the database at a path or at the URL of a cluster. Raise CannotOpen for a bad one."""
+    if location.lower().startswith(("http://", "https://")):
+        return Database(
+            rqlite_client.RqliteClient(location).name,
+            partial(rqlite.create_tables, location),
+            dict,
+            lambda identities: rqlite.RqliteStore(location),
+            partial(rqlite.read_cluster, location),
+        )
+    database_files = files.DatabaseFiles(location)
+    return Database(
+        database_files.path,
+        partial(sqlite.create_database, location),
+        database_files.identify,
+        partial(sqlite.SQLiteStore, location),
+        partial(snapshot.read_snapshot, location),
+    )

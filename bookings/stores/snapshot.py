@@ -1,0 +1,95 @@
+"""Read-only access to a SQLite database for the commands that run beside the server."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+
+from bookings.stores import sql
+from bookings.stores.files import DatabaseFiles, startup_errors
+from bookings.stores.model import Booking, CannotOpen
+from bookings.stores.sqlite import connect, set_busy_timeout, verify_tables
+
+# Pages that SQLite copies between two reports of progress.
+_COPY_PAGES = 1000
+
+
+class Snapshot:
+    """The bookings at one moment."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def count(self) -> int:
+        return int(self._db.execute(sql.COUNT).fetchone()[0])
+
+    def bookings(
+        self, tenant_id: str | None, start_from: str, start_before: str, limit: int
+    ) -> Iterator[Booking]:
+        query, values = sql.list_query(tenant_id, start_from, start_before, limit)
+        return (Booking(*row) for row in self._db.execute(query, values))
+
+    def copy_to(self, path: str, progress: Callable[[int, int], None]) -> int:
+        """Copy with SQLite's online backup, which does not block writers."""
+        with closing(sqlite3.connect(path, isolation_level=None)) as copy:
+            try:
+                self._db.backup(
+                    copy,
+                    pages=_COPY_PAGES,
+                    progress=lambda _, remaining, total: progress(remaining, total),
+                )
+            except sqlite3.DatabaseError as error:
+                raise CannotOpen(f"the copy failed: {error}") from error
+        return verify_copy(path, self.count())
+
+
+def verify_copy(path: str, at_least: int) -> int:
+    """Return the number of bookings in the copy. Raise CannotOpen if it is damaged or has fewer
+    than `at_least`.
+    """
+    with closing(sqlite3.connect(path, isolation_level=None)) as copy:
+        try:
+            # Without a WAL the copy is one file and can be read from a read-only directory.
+            copy.execute("PRAGMA journal_mode = DELETE")
+            found = copy.execute("PRAGMA integrity_check").fetchone()[0]
+            count = Snapshot(copy).count()
+        except sqlite3.DatabaseError as error:
+            raise CannotOpen(f"the copy is damaged: {error}") from error
+    if found != "ok":
+        raise CannotOpen(f"the copy is damaged: {' '.join(found.split())[:200]}")
+    if count < at_least:
+        raise CannotOpen(f"the copy is incomplete: {count} of {at_least} bookings")
+    return count
+
+
+@contextmanager
+def read_snapshot(path: str) -> Iterator[Snapshot]:
+    """Yield the bookings at this moment. Raise CannotOpen."""
+    files = DatabaseFiles(path)
+    path = files.path
+    with startup_errors(path):
+        if not os.path.exists(path):
+            raise CannotOpen(f"there is no database at {path}; python run.py creates it")
+        # Reading a WAL database creates a WAL, and a read-only connection cannot delete it. A
+        # process that can write deletes it below. Any other process does not create one: if there
+        # is no WAL, no server is writing, and the file can be read as immutable.
+        writable = os.access(os.path.dirname(files.wal), os.W_OK) and os.access(path, os.W_OK)
+        mode = "mode=ro" if writable or os.path.exists(files.wal) else "mode=ro&immutable=1"
+        try:
+            with closing(connect(files.uri(mode))) as db:
+                db.execute("BEGIN")
+                verify_tables(db, path)
+                yield Snapshot(db)
+        finally:
+            with suppress(OSError):  # A server that shut down has deleted the WAL.
+                if writable and not os.path.getsize(files.wal):
+                    _delete_empty_wal(files)
+
+
+def _delete_empty_wal(files: DatabaseFiles) -> None:
+    """Close a writable connection: SQLite deletes the WAL if that is the last one."""
+    with suppress(sqlite3.Error), closing(connect(files.uri("mode=rw"))) as db:
+        set_busy_timeout(db, 0)
+        db.execute(sql.PING).fetchone()

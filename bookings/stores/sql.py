@@ -1,0 +1,87 @@
+"""The statements that both stores run, generated from the column names of `Booking`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from bookings.stores.model import Booking, Page
+
+Values = Mapping[str, "str | int"]
+
+_COLUMNS = ", ".join(Booking._fields)
+_INSERTED = [column for column in Booking._fields if column != "id"]
+
+INSERT = (
+    f"INSERT INTO bookings ({', '.join(_INSERTED)}) "
+    f"VALUES ({', '.join(f':{column}' for column in _INSERTED)})"
+)
+SELECT_BY_KEY = f"SELECT {_COLUMNS} FROM bookings WHERE idempotency_key = :idempotency_key"
+SELECT_BY_ID = f"SELECT {_COLUMNS} FROM bookings WHERE id = :id AND tenant_id = :tenant_id"
+COUNT = "SELECT count(*) FROM bookings"
+PING = "SELECT 1 FROM bookings LIMIT 1"
+
+# SQLite reads a page from the index of UNIQUE (tenant_id, start_time_utc) without sorting, so its
+# cost does not depend on the size of the table. The page is a single row of JSON because
+# `sqlite3` releases the GIL once per row: with 16 clients 2,900 lists/s instead of 1,550.
+PAGE = f"""
+    SELECT json_group_array(json_object({", ".join(f"'{c}', {c}" for c in Booking._fields)})),
+        count(*), max(start_time_utc)
+    FROM (SELECT * FROM bookings
+        WHERE tenant_id = :tenant_id AND start_time_utc > :lower AND start_time_utc < :upper
+        ORDER BY start_time_utc LIMIT :limit)"""
+
+# How SQLite's message starts when a UNIQUE constraint rejects an INSERT.
+UNIQUE_VIOLATION = "UNIQUE constraint failed"
+
+
+def read_page(
+    fetch_row: Callable[[str, Values], Any],
+    tenant_id: str,
+    start_from: str,
+    start_before: str,
+    after: str,
+    limit: int,
+) -> Page:
+    """Return one page. `fetch_row` runs a statement and returns its first row. "" is no bound."""
+    # An instant without its Z sorts just before the instant, which turns >= into >. A single
+    # lower bound lets SQLite enter the index where the page starts.
+    lower = max(after, start_from[:-1])
+    bounds: dict[str, str | int] = {"tenant_id": tenant_id, "upper": start_before or "~"}
+    array, count, last = fetch_row(PAGE, {**bounds, "lower": lower, "limit": limit})
+    more = count == limit and fetch_row(PAGE, {**bounds, "lower": last, "limit": 1})[1] == 1
+    return Page(array, last, more)
+
+
+def list_query(
+    tenant_id: str | None,
+    start_from: str,
+    start_before: str,
+    limit: int,
+    after: tuple[str, str] = ("", ""),
+) -> tuple[str, Values]:
+    """Return the statement that reads bookings in order of tenant and start time, and its values.
+
+    None, "" and -1 are no bounds. `after` is the tenant and start time of the last booking that
+    was read before.
+    """
+    conditions = ["(tenant_id, start_time_utc) > (:after_tenant, :after_start)"]
+    if tenant_id is not None:
+        conditions.append("tenant_id = :tenant_id")
+    if start_from:
+        conditions.append("start_time_utc >= :start_from")
+    if start_before:
+        conditions.append("start_time_utc < :start_before")
+    statement = (
+        f"SELECT {_COLUMNS} FROM bookings WHERE {' AND '.join(conditions)} "
+        "ORDER BY tenant_id, start_time_utc LIMIT :limit"
+    )
+    values: dict[str, str | int] = {
+        "after_tenant": after[0],
+        "after_start": after[1],
+        "tenant_id": tenant_id or "",
+        "start_from": start_from,
+        "start_before": start_before,
+        "limit": limit,
+    }
+    return statement, values

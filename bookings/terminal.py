@@ -1,0 +1,70 @@
+"""What the commands share: signals, exit codes, and output to a terminal that may be gone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+
+from bookings.stores.model import CannotOpen
+
+
+def run_command(name: str, command: Callable[[], int]) -> int:
+    """Run a command and return its exit code.
+
+    An error becomes one line on standard error and exit code 1. Ctrl+C, SIGTERM and SIGHUP become
+    exceptions, so that the command can clean up, and exit code 128 plus the signal's number.
+    """
+    exit_on_signals()
+    tolerate_unprintable_characters()
+    try:
+        return command()
+    except CannotOpen as error:
+        return fail(name, str(error))
+    except BrokenPipeError:  # The reader, such as `head`, has seen enough.
+        discard_output()
+        return 0
+    except OSError as error:
+        discard_output()
+        where = f"{error.filename}: " if error.filename else ""
+        return fail(name, f"{where}{error.strerror or error}")
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+
+
+def exit_on_signals() -> None:
+    for number in (getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")):
+        # nohup ignores SIGHUP, and the command must keep ignoring it.
+        if number and signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda number, frame: sys.exit(128 + number))
+
+
+def tolerate_unprintable_characters() -> None:
+    """Print escapes instead of failing for characters that the terminal cannot show."""
+    if sys.stdout:
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+
+
+def print_if_possible(text: str) -> None:
+    """Print a line that nobody depends on: standard output may be closed or its reader gone."""
+    try:
+        print(text, flush=True)
+    except OSError:
+        discard_output()
+
+
+def discard_output() -> None:
+    """Send standard output to the null device. Otherwise Python fails again when it closes it."""
+    if sys.stdout:
+        with suppress(OSError):
+            sys.stdout.flush()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def fail(name: str, message: str) -> int:
+    """Print an error and return exit code 1."""
+    if sys.stderr:
+        print(f"{name}: {message}", file=sys.stderr)
+    return 1
