@@ -231,7 +231,7 @@ def test_the_commands_of_the_readme(of_the_readme: str, tmp_path: Path) -> None:
     if not of_the_readme:
         pytest.skip("the commands are for a shell")
     with contextlib.closing(ClusterServer(tmp_path, database=of_the_readme)) as server:
-        assert server.first_line.endswith(f", database {of_the_readme}\n")
+        assert server.startup_line.endswith(f", database {of_the_readme}\n")
         assert server.book().status == 201
         assert_problem(server.book(key="k2"), 409, "slot-taken", "start_time_utc")
         listed = server.call("GET", "/bookings?tenant_id=acme").json

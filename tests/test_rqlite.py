@@ -275,7 +275,7 @@ def test_a_node_that_is_not_there_is_passed_over(server: ClusterServer, node: No
     (dead,) = free_ports(1)
     database = f"http://127.0.0.1:{dead},{node.address}"
     with contextlib.closing(ClusterServer(tmp_path, node, database=database)) as running:
-        assert running.first_line.endswith(f", database {database}\n")
+        assert running.startup_line.endswith(f", database {database}\n")
         assert running.book(*SLOT).status == 201
         assert running.call("GET", "/ready").status == 200
         assert server.rows() == [SLOT]
@@ -305,7 +305,7 @@ def test_password_and_https(guarded: tuple[Node, dict[str, str]], tmp_path: Path
     node, trusted = guarded
     database = f"https://bookings:p%40ss%3Aw%2Frd@{node.address}"
     with contextlib.closing(ClusterServer(tmp_path, node, database=database, **trusted)) as running:
-        assert running.first_line.endswith(f", database https://{node.address}\n")
+        assert running.startup_line.endswith(f", database https://{node.address}\n")
         booked = running.book(*SLOT)
         assert (booked.status, running.book(*SLOT).status) == (201, 200)
         shown = _tool("show", "--json", BOOKINGS_DB=database, **trusted)

@@ -162,7 +162,7 @@ def test_help_explains_each_setting(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_one_line_at_the_start_and_a_quiet_end(server: Server, tmp_path: Path, number: int) -> None:
     assert (
-        server.first_line == f"Bookings on http://127.0.0.1:{server.port}, database {tmp_path}/bookings.db\n"
+        server.startup_line == f"Bookings on http://127.0.0.1:{server.port}, database {tmp_path}/bookings.db\n"
     )
     assert server.book(*SLOT).status == 201
     with _idle_connection(server) as idle:
@@ -196,7 +196,7 @@ def test_ipv6(tmp_path: Path) -> None:
     except OSError as error:
         pytest.skip(f"no IPv6 here: {error}")
     with contextlib.closing(Server(tmp_path, "--host", "::1")) as server:
-        assert f"http://[::1]:{server.port}," in server.first_line
+        assert f"http://[::1]:{server.port}," in server.startup_line
         assert _book("::1", server.port) == 201
         assert server.rows() == [SLOT]
 
@@ -243,7 +243,7 @@ def test_a_database_behind_a_link(tmp_path: Path, workers: str) -> None:
     link = tmp_path / "here/link.db"
     link.symlink_to("../there/real.db")
     with contextlib.closing(Server(tmp_path, f"--database={link}", f"--workers={workers}")) as server:
-        assert f"database {link}\n" in server.first_line
+        assert f"database {link}\n" in server.startup_line
         assert server.book(*SLOT).status == 201
         assert server.book(*SLOT).status == 200
         assert _rows(link) == _rows(tmp_path / "there/real.db") == [SLOT]

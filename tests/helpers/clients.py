@@ -12,7 +12,7 @@ from email.utils import parsedate_to_datetime
 from http.client import parse_headers
 from typing import Any
 
-from bookings.server import MAX_BODY, MAX_HEADERS, MAX_LINE
+from bookings.server.http1 import MAX_BODY, MAX_HEADERS, MAX_REQUEST_LINE
 from tests.helpers.servers import SOON, Response, Server
 from tests.helpers.values import SLOT, fresh_name
 
@@ -26,7 +26,7 @@ CLOSE = b"Connection: close"
 FRAMING_ERRORS: dict[int, tuple[bytes, ...]] = {
     400: (b"%s %s HTTP/1.1", b"Host: y"),
     413: (b"%s %s HTTP/1.1", b"Content-Length: %d" % (MAX_BODY + 1)),
-    414: (b"%%s %%s?%s HTTP/1.1" % (b"a" * MAX_LINE),),
+    414: (b"%%s %%s?%s HTTP/1.1" % (b"a" * MAX_REQUEST_LINE),),
     417: (b"%s %s HTTP/1.1", b"Content-Length: 0", b"Expect: wonders"),
     421: (b"%s %s HTTP/1.1", b"Host: rebound.example"),
     431: (b"%s %s HTTP/1.1", *[b"X: x"] * MAX_HEADERS),

@@ -11,7 +11,6 @@ import shutil
 import signal
 import socket
 import sqlite3
-import subprocess
 import sys
 import threading
 import time
@@ -19,6 +18,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from bookings.process import ServerProcess
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CANONICAL = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
@@ -38,40 +39,30 @@ class Response:
         return json.loads(self.body)
 
 
-class Server:
+class Server(ServerProcess):
     """`run.py` as a process. By default its database and request log are in `base`."""
 
     def __init__(
-        self, base: Path, *flags: str, program: Path = ROOT / "run.py", **environment: str
+        self,
+        base: Path,
+        *flags: str,
+        program: Path = ROOT / "run.py",
+        port: int = 0,
+        **environment: str,
     ) -> None:
         self.database = base / "bookings.db"
         self.log = base / "server.log"
-        command = [sys.executable, str(program), "--quiet", "--port", "0"]
-        with self.log.open("a") as log:
-            self.process = subprocess.Popen(
-                [*command, "--database", str(self.database), *flags],
-                env={**os.environ, **environment},
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                cwd=base,
-                start_new_session=True,
-            )
-        assert self.process.stdout
-        # A server that prints nothing would block readline() forever.
-        overdue = threading.Timer(2 * SOON, self.process.kill)
+        command = [sys.executable, str(program), "--quiet", "--database", str(self.database)]
+        # A server that prints nothing would block the start forever.
+        overdue = threading.Timer(2 * SOON, lambda: self.process.kill())
         overdue.start()
         try:
-            self.first_line = self.process.stdout.readline()
-        except BaseException:
-            # Ctrl+C does not reach the server's session, and no caller could close it.
-            self.process.kill()
-            raise
+            with self.log.open("a") as log:
+                env = {**os.environ, **environment}
+                super().__init__([*command, *flags], port, env=env, stderr=log, cwd=base)
         finally:
             overdue.cancel()
-        found = re.search(r"http://.*:([0-9]+), database", self.first_line)
-        assert found, f"{self.first_line!r} {self.log.read_text()}"
-        self.port = int(found[1])
+        assert self.url, f"{self.startup_line!r} {self.log.read_text()}"
 
     def call(self, method: str, target: str, body: Any = None, **headers: str) -> Response:
         """Send one request on a new connection.
@@ -134,12 +125,7 @@ class Server:
         return self.process.wait(SOON)
 
     def close(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            # Kill the whole group: workers notice the death of the supervisor, but not at once.
-            (os.killpg if hasattr(os, "killpg") else os.kill)(self.process.pid, KILL)
-        self.process.wait()
-        assert self.process.stdout
-        self.process.stdout.close()
+        self.kill()
 
 
 def all_from(connection: socket.socket, *, drip: bytes = b"", allow_reset: bool = False) -> bytes:
@@ -175,11 +161,14 @@ def until(condition: Callable[[], object], seconds: float = SOON) -> None:
 
 
 def patched(folder: Path, patch: str) -> Path:
-    """Write a program that executes `patch`, with `store` in scope, and then runs run.py."""
+    """Write a program that executes `patch` and then runs run.py.
+
+    The patch imports what it changes, such as `from bookings.stores import sqlite`.
+    """
     program = folder / "patched.py"
     path = f"import runpy, sys\nsys.path.insert(0, {str(ROOT)!r})\n"
     run = f"runpy.run_path({str(ROOT / 'run.py')!r}, run_name='__main__')\n"
-    program.write_text(f"{path}from bookings import store\n{patch}\n{run}")
+    program.write_text(f"{path}{patch}\n{run}")
     return program
 
 

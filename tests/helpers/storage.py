@@ -8,7 +8,8 @@ import errno
 # exists, and appends a line to the file `syncs`.
 CONTROLLED_SYNC = f"""
 import os, time
-sync = store._sync
+from bookings.stores import sqlite
+sync = sqlite.fdatasync
 def controlled(descriptor):
     with open("syncs", "a") as syncs:
         syncs.write("x\\n")
@@ -17,7 +18,7 @@ def controlled(descriptor):
     if os.path.exists("fail"):
         raise OSError({errno.EIO}, os.strerror({errno.EIO}))
     sync(descriptor)
-store._sync = controlled
+sqlite.fdatasync = controlled
 """
 
 # Makes every INSERT fail with an IntegrityError that is not a lost slot or key: a 500.
