@@ -99,7 +99,7 @@ _BOOKINGS_IN: dict[tuple[type, int | None], Callable[[Any], list[Booking]]] = {
 }
 
 # The creation of a booking, or a call. Each happened at one moment.
-_Event = Union[Booking, Call]  # noqa: UP007 - Python 3.9 evaluates it and has no `|` for types
+_Event = Union[Booking, Call]
 # Pairs of events; the first happened before the second.
 _Facts = list[tuple[_Event, _Event]]
 
@@ -267,7 +267,7 @@ def _order_violations(facts: _Facts, created: dict[Booking, tuple[float, float]]
 def _chain(events: Sequence[_Event]) -> str:
     return "; ".join(
         f"{second} has {first}" if isinstance(first, Booking) else f"{first} does not have {second}"
-        for first, second in zip(events, events[1:])  # noqa: RUF007 - Python 3.9 has no pairwise
+        for first, second in zip(events, events[1:])
     )
 
 

@@ -139,7 +139,7 @@ def all_from(connection: socket.socket, *, drip: bytes = b"", allow_reset: bool 
     while time.monotonic() < deadline:
         try:
             more = connection.recv(65536)
-        except socket.timeout:  # noqa: UP041 - Python 3.9 has no such alias
+        except socket.timeout:
             connection.sendall(drip)
             continue
         except ConnectionResetError:
