@@ -1,9 +1,8 @@
 """python -m bookings.prove: tries to book a slot twice, in every way there is.
 
-Starts two servers on a temporary database or on --database, or uses the running one at --url. Each
-part prints what happened, and what was expected if that differs. The exit code is 1 if any part
-failed. This is a client: it believes only responses and what a separate reader finds in the
-database.
+Starts two servers on a temporary database or on --database, or uses the running one at --url.
+Each part prints what happened, and what was expected if that differs. It believes only responses
+and what a separate reader finds in the database.
 """
 
 from __future__ import annotations
@@ -34,30 +33,30 @@ _NAME = "bookings.prove"
 RUN = Path(__file__).resolve().parent.parent / "run.py"
 THREADS = 32
 SLOTS = 25
-# Bookings that must be acknowledged around each of this many kills, and how long that may take.
 KILLS = 3
+# Bookings acknowledged before each kill, and the longest time to wait for them.
 BOOKINGS_PER_KILL = 50
 LOAD_SECONDS = 10.0
 # Longest wait for one response. A server that waits for its database responds earlier.
 RESPONSE_SECONDS = 30.0
 
-Response = tuple[int, Any]  # The status and the JSON body; status 0 if there was no response.
+Response = tuple[int, Any]  # The status and the JSON body; status 0 without a response.
 
 
 class Request(NamedTuple):
     """One request to book."""
 
-    tenant: str
-    start: str
-    key: str
+    tenant_id: str
+    start_time_utc: str
+    idempotency_key: str
 
 
 class Target(NamedTuple):
-    """What is tested: URLs of servers on one database. `servers` are those that we started."""
+    """The servers to test. `processes` are those that this command started."""
 
     urls: Sequence[str]
     database: str
-    servers: Sequence[ServerProcess]
+    processes: Sequence[ServerProcess]
 
 
 def call(url: str, method: str, path: str, body: Any = None) -> Response:
@@ -76,18 +75,17 @@ def call(url: str, method: str, path: str, body: Any = None) -> Response:
 
 
 def book(url: str, request: Request) -> Response:
-    members = ("tenant_id", "start_time_utc", "idempotency_key")
-    return call(url, "POST", "/bookings", dict(zip(members, request)))
+    return call(url, "POST", "/bookings", request._asdict())
 
 
 def retry_until_answered(url: str, request: Request) -> Response:
-    """Repeat a request as a client does that got no response."""
+    """Repeat a request as a client does that gets no response."""
     deadline = time.monotonic() + RESPONSE_SECONDS
     while True:
         response = book(url, request)
         if response[0] not in (0, 503) or time.monotonic() > deadline:
             return response
-        time.sleep(0.05)
+        time.sleep(0.02)
 
 
 def at_once(requests: Sequence[Request], urls: Sequence[str]) -> list[Response]:
@@ -131,23 +129,22 @@ def race(target: Target, tenant: str) -> tuple[str, str]:
     with ThreadPoolExecutor(THREADS) as pool:
         pairs = [pair for pairs in pool.map(contend, range(THREADS)) for pair in pairs]
     won = [(request, body) for request, (status, body) in pairs if status == 201]
-    replays = [book(target.urls[-1], request) == (200, body) for request, body in won]
-    slots = len({request.start for request, _ in won})
-    statuses = count(response for _, response in pairs)
+    replays = sum(book(target.urls[-1], request) == (200, body) for request, body in won)
+    slots = len({request.start_time_utc for request, _ in won})
     return (
         f"201 x{SLOTS}, 409 x{(THREADS - 1) * SLOTS}; {SLOTS} slots; {SLOTS} identical replays",
-        f"{statuses}; {slots} slots; {sum(replays)} identical replays",
+        f"{count(r for _, r in pairs)}; {slots} slots; {replays} identical replays",
     )
 
 
 def one_request(target: Target, tenant: str) -> tuple[str, str]:
     """one request is sent 50 times at once"""
     responses = at_once([Request(tenant, start(0), f"{tenant}:one")] * 50, target.urls)
-    bodies = {json.dumps(body) for _, body in responses}
+    bodies = len({json.dumps(body) for _, body in responses})
     _, listed = call(target.urls[0], "GET", f"/bookings?tenant_id={quote(tenant)}")
     return (
         "200 x49, 201 x1; 1 body; 1 listed",
-        f"{count(responses)}; {len(bodies)} body; {len(listed or [])} listed",
+        f"{count(responses)}; {bodies} body; {len(listed or [])} listed",
     )
 
 
@@ -162,95 +159,75 @@ def reused_key(target: Target, tenant: str) -> tuple[str, str]:
     """a used key comes with another slot and from another tenant, who also asks for the booking"""
     url, key, stranger = target.urls[0], f"{tenant}:used", f"{tenant}-b"
     status, body = book(url, Request(tenant, start(0), key))
-    responses = [
-        book(url, Request(tenant, start(1), key)),
-        book(url, Request(stranger, start(0), key)),
-    ]
-    booking_id = body["id"] if status == 201 else 0
-    responses.append(call(url, "GET", f"/bookings/{booking_id}?tenant_id={quote(stranger)}"))
-    return "404 x1, 422 x2", count(responses)
+    path = f"/bookings/{body['id'] if status == 201 else 0}?tenant_id={quote(stranger)}"
+    others = [Request(tenant, start(1), key), Request(stranger, start(0), key)]
+    return "404 x1, 422 x2", count([*(book(url, r) for r in others), call(url, "GET", path)])
 
 
 def by_hand(target: Target, tenant: str) -> tuple[str, str]:
     """sqlite3 inserts a taken slot, a second spelling, a used key and a free slot"""
-    url = target.urls[0]
-    book(url, Request(tenant, start(0), f"{tenant}:api"))
+    book(target.urls[0], Request(tenant, start(0), f"{tenant}:api"))
+    insert = "INSERT INTO bookings (tenant_id, start_time_utc, idempotency_key) VALUES (?, ?, ?)"
+    spelling = start(0).replace("T", " ")
+    rows = [(start(0), "taken"), (spelling, "spelling"), (start(1), "api"), (start(2), "free")]
     results = []
     with contextlib.closing(sqlite3.connect(target.database, isolation_level=None)) as db:
-        for when, key in (
-            (start(0), "taken"),
-            (start(0).replace("T", " "), "spelling"),
-            (start(1), "api"),
-            (start(2), "free"),
-        ):
+        for start_time, key in rows:
             try:
-                db.execute(
-                    "INSERT INTO bookings (tenant_id, start_time_utc, idempotency_key) "
-                    "VALUES (?, ?, ?)",
-                    (tenant, when, f"{tenant}:{key}"),
-                )
+                db.execute(insert, (tenant, start_time, f"{tenant}:{key}"))
                 results.append("inserted")
             except sqlite3.IntegrityError as error:
                 results.append(str(error).partition(" constraint")[0])
-    status, _ = book(url, Request(tenant, start(2), f"{tenant}:late"))
+    status, _ = book(target.urls[0], Request(tenant, start(2), f"{tenant}:late"))
     return "UNIQUE, CHECK, UNIQUE, inserted; then 409", f"{', '.join(results)}; then {status}"
 
 
 def kills(target: Target, tenant: str) -> tuple[str, str]:
-    """the servers are killed three times under load, and unanswered requests are repeated"""
-    acknowledged: list[tuple[Request, Any]] = []
-    unanswered: list[Request] = []
+    """the servers are killed three times under load, and clients repeat unanswered requests"""
+    results: list[tuple[Request, Response]] = []
     stop = threading.Event()
 
     def load(thread: int) -> None:
         url = target.urls[thread % len(target.urls)]
-        slot = 0
-        while not stop.is_set() and slot < 3600:
+        for slot in range(3600):
             request = Request(f"{tenant}-{thread}", start(slot), f"{tenant}:{thread}:{slot}")
-            status, body = book(url, request)
-            if status in (200, 201):
-                acknowledged.append((request, body))
-                slot += 1
-            else:
-                unanswered.append(request)
-                slot += status == 0
-                stop.wait(0.02)
+            results.append((request, retry_until_answered(url, request)))
+            if stop.is_set():
+                return
 
     with ThreadPoolExecutor(8) as pool:
         try:
             loads = [pool.submit(load, thread) for thread in range(8)]
             for _ in range(KILLS):
-                enough = len(acknowledged) + BOOKINGS_PER_KILL
-                deadline = time.monotonic() + LOAD_SECONDS
-                while len(acknowledged) < enough and time.monotonic() < deadline:
+                enough, deadline = len(results) + BOOKINGS_PER_KILL, time.monotonic() + LOAD_SECONDS
+                while len(results) < enough and time.monotonic() < deadline:
                     time.sleep(0.01)
-                for server in target.servers:
-                    server.kill()
-                for server in target.servers:
-                    server.start()
+                for process in target.processes:
+                    process.kill()
+                for process in target.processes:
+                    process.start()
         finally:
             stop.set()
         for each in loads:
             each.result()
-    repeated = [retry_until_answered(target.urls[0], request) for request in unanswered]
+    stored = {}
     with find_database(target.database).read() as reader:
-        stored = {
-            row.idempotency_key: row._asdict()
-            for thread in range(8)
-            for row in reader.bookings(f"{tenant}-{thread}", "", "", -1)
-        }
-    lost = sum(stored.get(request.key) != body for request, body in acknowledged)
-    wrong = sum(status not in (200, 201) for status, _ in repeated)
+        for thread in range(8):
+            for row in reader.bookings(f"{tenant}-{thread}", "", "", -1):
+                stored[row.idempotency_key] = row._asdict()
+    booked = [(r.idempotency_key, body) for r, (status, body) in results if status in (200, 201)]
+    failed = len(results) - len(booked)
+    lost = sum(stored.get(key) != body for key, body in booked)
     least = KILLS * BOOKINGS_PER_KILL
-    total = f"{least} or more" if len(acknowledged) >= least else str(len(acknowledged))
+    total = f"{least} or more" if len(results) >= least else str(len(results))
     return (
-        f"{least} or more acknowledged, 0 of them lost; 0 repeats failed",
-        f"{total} acknowledged, {lost} of them lost; {wrong} repeats failed",
+        f"{least} or more requests, 0 failed, 0 acknowledged bookings lost",
+        f"{total} requests, {failed} failed, {lost} acknowledged bookings lost",
     )
 
 
 def main() -> int:
-    """Run all parts that apply. Return the exit code."""
+    """Run the parts that apply. Return the exit code, 1 if any part failed."""
     parser = argparse.ArgumentParser(
         prog=f"python -m {_NAME}", description="Try to book a slot twice, in every way there is."
     )
@@ -266,39 +243,33 @@ def main() -> int:
     if options.url:
         print("Without control of the server, INSERT by hand and kills are not tested.")
         return run_parts(Target([options.url.rstrip("/")], "", []), parts)
-    with (
-        tempfile.TemporaryDirectory(prefix="bookings-prove-") as folder,
-        contextlib.ExitStack() as stack,
-    ):
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="bookings-prove-"))
         database = options.database or os.path.join(folder, "bookings.db")
-        command = [
-            sys.executable,
-            str(RUN),
-            "--host=127.0.0.1",
-            f"--database={database}",
-            "--quiet",
-        ]
-        servers = []
+        command = [sys.executable, str(RUN), "--host=127.0.0.1", "--quiet", "--database", database]
+        processes = []
         for _ in range(2):
-            servers.append(ServerProcess(command))
-            stack.callback(servers[-1].kill)
+            processes.append(ServerProcess(command))
+            stack.callback(processes[-1].kill)
         if os.path.exists(database):  # A cluster has no file.
             parts.append(by_hand)
-        return run_parts(Target([s.url for s in servers], database, servers), [*parts, kills])
+        urls = [process.url for process in processes]
+        return run_parts(Target(urls, database, processes), [*parts, kills])
 
 
 def run_parts(target: Target, parts: Sequence[Part]) -> int:
-    if not all(url and call(url, "GET", "/live")[0] == 200 for url in target.urls):
-        return fail(_NAME, f"no bookings server answers at {target.urls[0] or 'its port'}")
+    for url in target.urls:
+        if call(url, "GET", "/live")[0] != 200:
+            return fail(_NAME, f"no bookings server answers at {url or 'its port'}")
     passed = True
     for number, part in enumerate(parts, 1):
-        began = time.monotonic()
+        started = time.monotonic()
         expected, happened = part(target, f"prove-{uuid.uuid4().hex[:12]}")
-        verdict = "ok" if happened == expected else f"FAIL, expected {expected}"
         passed = passed and happened == expected
-        seconds = time.monotonic() - began
-        print(f"[{number}/{len(parts)}] {seconds:4.1f} s  {part.__doc__}: {happened}: {verdict}")
-        sys.stdout.flush()
+        verdict = "ok" if happened == expected else f"FAIL, expected {expected}"
+        seconds = time.monotonic() - started
+        line = f"[{number}/{len(parts)}] {seconds:4.1f} s  {part.__doc__}: {happened}: {verdict}"
+        print(line, flush=True)
     print("PROVED: no slot was booked twice." if passed else "FAILED: see above.", flush=True)
     return 0 if passed else 1
 
