@@ -24,8 +24,8 @@ _RETRY_AFTER = "1"
 _JSON = ("Content-Type", "application/json")
 _PROBLEM_JSON = ("Content-Type", "application/problem+json")
 
-# origin-form or absolute-form (RFC 9112, section 3.2). A server must accept the second, whatever
-# host it names.
+# origin-form or absolute-form (RFC 9112, section 3.2). A server must accept the second for any
+# host.
 _TARGET = re.compile(
     r"(?:(?=/)|[Hh][Tt][Tt][Pp][Ss]?://[^/?#]+)(?P<path>/[^?#]*)?(?:\?(?P<query>[^#]*))?"
 )

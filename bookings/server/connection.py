@@ -47,7 +47,7 @@ _logger = logging.getLogger("bookings")
 
 @dataclass
 class Shared:
-    """What the connections of a server share."""
+    """State that the connections of a server share."""
 
     store: Store
     hosts: HostPolicy

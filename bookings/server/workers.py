@@ -127,8 +127,8 @@ class Supervisor:
         self._listener = listener
         self._database = database
         self._allowed_hosts = allowed_hosts
-        # A replacement must serve the same files as the first workers. Those accept what they
-        # find, because another server that starts may create and delete the WAL meanwhile.
+        # A replacement must serve the same files as the first workers. The first ones accept any
+        # files, because another server that starts may create and delete the WAL meanwhile.
         self._identities: Identities | None = None
         # The process ids of the workers, and when each was started.
         self._workers: dict[int, float] = {}
@@ -248,7 +248,7 @@ class Supervisor:
                 shutdown_pipe,
             )
         except CannotOpen as error:
-            # During a shutdown the other workers may have deleted the WAL; that is no failure.
+            # During a shutdown this is not a failure: the other workers have deleted the WAL.
             if select.select([self._shutdown_pipe[0]], [], [], 0)[0]:
                 status = 0
             else:

@@ -28,7 +28,7 @@ BUSY_SECONDS = 5.0
 QUEUE_SECONDS = 0.05
 # Longest wait at shutdown for other workers that close the database; each takes milliseconds.
 CLOSE_SECONDS = 1.0
-# Size of the WAL at which a commit checkpoints. A checkpoint syncs three times while all writers
+# A commit checkpoints once the WAL has this many pages. A checkpoint syncs three times while all writers
 # wait; compared with SQLite's default of 1,000 pages, 16 clients on a disk with a 4 ms sync made
 # 1.14 times as many bookings. The WAL grows to 16 MB, which one page of its index covers.
 CHECKPOINT_PAGES = 4000
@@ -156,7 +156,7 @@ class SQLiteStore:
             # that may not have synced yet. No lock is held here, so concurrent requests share the
             # wait for the disk.
             fdatasync(wal)
-            # If the files were moved away meanwhile, nobody would find the booking in them.
+            # If the files were moved away meanwhile, the booking cannot be found.
             self._files.verify()
 
 
