@@ -28,9 +28,9 @@ BUSY_SECONDS = 5.0
 QUEUE_SECONDS = 0.05
 # Longest wait at shutdown for other workers that close the database; each takes milliseconds.
 CLOSE_SECONDS = 1.0
-# A commit checkpoints once the WAL has this many pages. A checkpoint syncs three times while all writers
-# wait; compared with SQLite's default of 1,000 pages, 16 clients on a disk with a 4 ms sync made
-# 1.14 times as many bookings. The WAL grows to 16 MB, which one page of its index covers.
+# A commit checkpoints once the WAL has this many pages. A checkpoint syncs three times while all
+# writers wait; compared with SQLite's default of 1,000 pages, 16 clients on a disk with a 4 ms sync
+# made 1.14 times as many bookings. The WAL grows to 16 MB, which one page of its index covers.
 CHECKPOINT_PAGES = 4000
 
 # SQLite's messages for SQLITE_BUSY and SQLITE_FULL; Python 3.9 and 3.10 expose no error code.
