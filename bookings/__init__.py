@@ -1,6 +1,6 @@
 """Bookings: at most one per tenant and start time, because the database says so.
 
-A request passes through these modules, each of which imports only from those below it:
+A request passes through these modules. Each imports only from modules below it:
 
     __main__    starts the server
     settings    flags, environment variables and defaults of every command
@@ -10,7 +10,8 @@ A request passes through these modules, each of which imports only from those be
     problems    every problem type
     stores/     decide who gets a slot, in a SQLite file or on an rqlite cluster
 
-The other commands are python -m bookings.show, .backup and .prove; `terminal` has what they share.
+The other commands are python -m bookings.show, .backup and .prove; `terminal` has their
+common parts.
 """
 
 __version__ = "1.0.0"

@@ -16,7 +16,7 @@ from urllib.parse import quote, urlencode
 
 from bookings import fields
 from bookings.problems import PROBLEM_TYPES, FieldError, Problem
-from bookings.stores.model import FailureReason, NewBooking, Outcome, Store, Unavailable
+from bookings.stores.model import FailureReason, NewBooking, Outcome, PageQuery, Store, Unavailable
 
 # Seconds in Retry-After: longer than any commit, short enough for a client that obeys it.
 _RETRY_AFTER = "1"
@@ -24,8 +24,8 @@ _RETRY_AFTER = "1"
 _JSON = ("Content-Type", "application/json")
 _PROBLEM_JSON = ("Content-Type", "application/problem+json")
 
-# origin-form or absolute-form (RFC 9112, section 3.2). A server must accept the second, whatever
-# host it names.
+# origin-form or absolute-form (RFC 9112, section 3.2). A server must accept the second for any
+# host.
 _TARGET = re.compile(
     r"(?:(?=/)|[Hh][Tt][Tt][Pp][Ss]?://[^/?#]+)(?P<path>/[^?#]*)?(?:\?(?P<query>[^#]*))?"
 )
@@ -110,7 +110,7 @@ def _book(request: Request, query: fields.Query, match: Match[str], store: Store
 
 def _list(request: Request, query: fields.Query, match: Match[str], store: Store) -> Response:
     asked = fields.page_request(request.headers, query)
-    page = store.list_bookings(**asked._asdict())
+    page = store.list_bookings(PageQuery(*asked))
     headers = [_JSON]
     if page.more:
         # Instants are sent in their one spelling, which bounds the length of the target.

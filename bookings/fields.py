@@ -111,7 +111,7 @@ def tenant(headers: Headers, query: Query) -> str:
 
 
 def page_request(headers: Headers, query: Query) -> PageRequest:
-    """Return which page of which tenant's bookings a GET asks for. Raise Problem 400."""
+    """Return the page of bookings that a GET asks for. Raise Problem 400."""
     errors = list(query.errors)
     tenant_id = _tenant(headers, query, errors)
     bounds = dict.fromkeys(("from", "to", "after"), "")

@@ -11,10 +11,9 @@ from typing import NamedTuple
 
 
 class ProblemType(NamedTuple):
-    """One row of the table.
+    """One row of the table. `explanation` says why the request was rejected and what to do.
 
-    `title` never changes between occurrences. A `retryable` problem passes by itself, and its
-    response carries Retry-After. `explanation` says why the request was rejected and what to do.
+    The response to a `retryable` problem carries Retry-After: the same request may succeed later.
     """
 
     status: int

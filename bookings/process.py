@@ -1,4 +1,4 @@
-"""Starts a server as a process of its own, for `bookings.prove` and the tests."""
+"""Starts a server as a separate process, for `bookings.prove` and the tests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _STARTUP_LINE = re.compile(r"Bookings on (http://\S+:([0-9]+)), database")
 
 
 class ServerProcess:
-    """A server in a process group of its own, so that it can be killed with its workers.
+    """A server in a separate process group, so that it can be killed with its workers.
 
     `command` runs the server without --port; `options` are those of subprocess.Popen.
     """

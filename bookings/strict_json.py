@@ -10,8 +10,8 @@ import json
 import re
 from typing import Any
 
-# A booking is flat. The limit bounds nesting in unknown members, because the depth at which
-# `json` raises RecursionError differs between Python versions.
+# A booking is flat. The limit applies to unknown members: `json` raises RecursionError at a depth
+# that differs between Python versions.
 MAX_DEPTH = 64
 
 # An unterminated string matches to the end of the text, which keeps the search linear.

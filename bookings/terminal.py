@@ -1,4 +1,4 @@
-"""What the commands share: signals, exit codes, and output to a terminal that may be gone."""
+"""Signals, exit codes and output of the commands. The terminal may be gone at any time."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def tolerate_unprintable_characters() -> None:
 
 
 def print_if_possible(text: str) -> None:
-    """Print a line that nobody depends on: standard output may be closed or its reader gone."""
+    """Print a line, unless standard output is closed or its reader is gone."""
     try:
         print(text, flush=True)
     except OSError:

@@ -13,7 +13,6 @@ import socket
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import NoReturn
 
 from bookings import api
 from bookings.problems import Problem
@@ -48,7 +47,7 @@ _logger = logging.getLogger("bookings")
 
 @dataclass
 class Shared:
-    """What the connections of a server share."""
+    """State that the connections of a server share."""
 
     store: Store
     hosts: HostPolicy
@@ -89,30 +88,24 @@ class Connection:
             request, keep = self._read_request()
             response = self._respond(request)
         except Problem as problem:
-            response = self._respond_to_problem(problem)
+            if problem.__cause__:
+                # str(cause) names the file, repr(cause) does not.
+                cause = f"{type(problem.__cause__).__name__}: {problem.__cause__}"
+                _logger.error("%s %s (%s)", self._request_id, problem.detail, cause)
+            response = api.problem_response(problem)
         keep = keep and not response.close and not self._shared.shutting_down
-        message = http1.serialize_response(
-            response.status,
-            response.headers,
-            response.body,
-            self._request_id,
-            with_body=not self._is_head,
-            keep=keep,
+        head = http1.serialize_head(
+            response.status, response.headers, len(response.body), self._request_id, keep
         )
+        # One piece, so that head and body leave in one packet if they fit.
+        message = head if self._is_head else head + response.body
         try:
             self._socket.settimeout(RESPONSE_SECONDS)
             self._socket.sendall(message)
         finally:  # Log the request even if the client has left.
+            sent = (self._client, self._method, self._target)
             seconds = time.monotonic() - started
-            log_request(
-                self._client,
-                self._method,
-                self._target,
-                response.status,
-                len(message),
-                seconds,
-                self._request_id,
-            )
+            log_request(*sent, response.status, len(message), seconds, self._request_id)
         return keep
 
     def _respond(self, request: api.Request) -> api.Response:
@@ -124,13 +117,6 @@ class Connection:
             _logger.exception("%s failed", self._request_id)
             detail = f"The server's log has the cause under request {self._request_id}."
             return api.problem_response(Problem("internal-error", detail), self._request_id)
-
-    def _respond_to_problem(self, problem: Problem) -> api.Response:
-        cause = problem.__cause__
-        if cause:  # str(cause) names the file, repr(cause) does not.
-            kind = type(cause).__name__
-            _logger.error("%s %s (%s: %s)", self._request_id, problem.detail, kind, cause)
-        return api.problem_response(problem)
 
     def _wait_for_request(self) -> None:
         """Wait for the first byte of a request. A connection that waits here can be closed at any
@@ -162,9 +148,8 @@ class Connection:
         first_line, *lines = head.decode("utf-8", "surrogateescape").split("\r\n")
         request_line = self._take_request_line(first_line)
         if not request_line:
-            raise Problem(
-                "malformed-request", "The request line is not of the form METHOD /path HTTP/1.1."
-            )
+            detail = "The request line is not of the form METHOD /path HTTP/1.1."
+            raise Problem("malformed-request", detail)
         method, target, version = request_line
         headers = http1.parse_headers(lines)
         ids = headers.get("x-request-id", [])
@@ -173,11 +158,8 @@ class Connection:
         http1.verify_version(version)
         host = http1.host(headers, version)
         if host is not None and not self._shared.hosts.accepts(host):
-            raise Problem(
-                "unknown-host",
-                "Send localhost or the server's address as Host, or allow this name with "
-                "--allowed-hosts.",
-            )
+            detail = "Send localhost or the server's address, or allow this name: --allowed-hosts."
+            raise Problem("unknown-host", detail)
         length = http1.body_length(headers)
         awaits_continue = http1.expects_continue(headers) and version > (1, 0)
         if awaits_continue and len(self._received) < length:
@@ -217,19 +199,13 @@ class Connection:
         try:
             self._receive(deadline)
         except socket.timeout:
-            self._reject_slow(part)
+            detail = f"The {part} did not arrive in time; send the request at once."
+            raise Problem("too-slow", detail) from None
         except ClientGone:
             if not self._shared.shutting_down:
                 raise
-            raise Problem(
-                "shutting-down",
-                "The server is shutting down and the request did not arrive completely. Nothing "
-                "was booked; send it again.",
-            ) from None
-
-    def _reject_slow(self, part: str) -> NoReturn:
-        detail = f"The {part} did not arrive in time; send the request at once."
-        raise Problem("too-slow", detail) from None
+            detail = "The request did not arrive completely. Nothing was booked; send it again."
+            raise Problem("shutting-down", detail) from None
 
     def _receive(self, deadline: float) -> None:
         """Receive more bytes. Raise socket.timeout at the deadline, and ClientGone at the end of

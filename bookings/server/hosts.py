@@ -12,8 +12,8 @@ import re
 from collections.abc import Collection
 
 _PORT = re.compile(r":[0-9]*\Z")
-# Nobody can register an address, a name without a dot or a name under .localhost (RFC 6761), so a
-# foreign page never has one of these as its own host.
+# An attacker cannot register an address, a name without a dot or a name under .localhost (RFC
+# 6761), so a foreign page never has one of these as its host.
 _UNREGISTRABLE = re.compile(r"\[.*|[0-9.]*|[^.]*|.*\.localhost")
 
 

@@ -67,9 +67,8 @@ def find_head_end(received: bytes, searched: int) -> int:
     size = len(received) - 3 if end < 0 else end
     line_end = received.find(b"\r\n", 0, MAX_REQUEST_LINE + 2)
     if line_end < 0 and len(received) > MAX_REQUEST_LINE + 1:
-        raise Problem(
-            "target-too-long", f"Send a request line of at most {MAX_REQUEST_LINE} bytes."
-        )
+        detail = f"Send a request line of at most {MAX_REQUEST_LINE} bytes."
+        raise Problem("target-too-long", detail)
     if size > line_end + 2 + MAX_HEADER_BYTES:
         raise Problem("headers-too-large", f"Send at most {MAX_HEADER_BYTES} bytes of headers.")
     if _BARE_LINE_FEED.search(received, searched, len(received) if end < 0 else end):
@@ -91,9 +90,8 @@ def parse_headers(lines: Sequence[str]) -> dict[str, list[str]]:
     for line in lines:
         field = _HEADER.fullmatch(line)
         if not field:
-            raise Problem(
-                "malformed-request", "A header is not of the form Name: value on one line."
-            )
+            detail = "A header is not of the form Name: value on one line."
+            raise Problem("malformed-request", detail)
         headers.setdefault(field[1].lower(), []).append(field[2].strip(" \t"))
     return headers
 
@@ -117,9 +115,8 @@ def body_length(headers: Headers) -> int:
         raise Problem("transfer-encoding", "Send the body unencoded, with its Content-Length.")
     lengths = headers.get("content-length", ["0"])
     if len(lengths) > 1 or not _DIGITS.fullmatch(lengths[0]):
-        raise Problem(
-            "malformed-request", "Send exactly one Content-Length, of decimal digits only."
-        )
+        detail = "Send exactly one Content-Length, of decimal digits only."
+        raise Problem("malformed-request", detail)
     digits = lengths[0].lstrip("0") or "0"
     if len(digits) > len(str(MAX_BODY)) or int(digits) > MAX_BODY:
         raise Problem("body-too-large", f"Send a body of at most {MAX_BODY} bytes.")
@@ -140,29 +137,20 @@ def keeps_connection(headers: Headers, version: tuple[int, int]) -> bool:
     return version > (1, 0) and not any(token.strip() == "close" for token in tokens)
 
 
-def serialize_response(
-    status: int,
-    headers: Iterable[tuple[str, str]],
-    body: bytes,
-    request_id: str,
-    *,
-    with_body: bool,
-    keep: bool,
+def serialize_head(
+    status: int, headers: Iterable[tuple[str, str]], length: int, request_id: str, keep: bool
 ) -> bytes:
-    """Return head and body as one piece, so that they leave in one packet if they fit.
-
-    A response to HEAD has the length of the body but not the body (`with_body` is false).
-    """
+    """Return the head of a response. `keep` says whether the connection stays open."""
     head = (
         f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nDate: {_date(int(time.time()))}\r\n"
         f"{_FIXED_HEADERS}X-Request-ID: {request_id}\r\n"
     )
     head += "".join(f"{name}: {value}\r\n" for name, value in headers)
     if status != HTTPStatus.NO_CONTENT:
-        head += f"Content-Length: {len(body)}\r\n"
+        head += f"Content-Length: {length}\r\n"
     if not keep:
         head += "Connection: close\r\n"
-    return head.encode("ascii") + b"\r\n" + (body if with_body else b"")
+    return f"{head}\r\n".encode("ascii")
 
 
 @functools.lru_cache(maxsize=1)

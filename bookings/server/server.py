@@ -156,7 +156,7 @@ class BookingServer(ThreadingHTTPServer):
 
 
 def stop_reading(connections: Iterable[socket.socket]) -> None:
-    """End the waits of these connections for more bytes. What has arrived is still served."""
+    """Stop waiting for more bytes on these connections; received requests are still served."""
     for connection in list(connections):
         with contextlib.suppress(OSError):  # The client has just left.
             connection.shutdown(socket.SHUT_RD)

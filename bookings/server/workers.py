@@ -127,13 +127,13 @@ class Supervisor:
         self._listener = listener
         self._database = database
         self._allowed_hosts = allowed_hosts
-        # A replacement must serve the same files as the first workers. Those accept what they
-        # find, because another server that starts may create and delete the WAL meanwhile.
+        # A replacement must serve the same files as the first workers. The first ones accept any
+        # files, because another server that starts may create and delete the WAL meanwhile.
         self._identities: Identities | None = None
         # The process ids of the workers, and when each was started.
         self._workers: dict[int, float] = {}
-        self._shutting_down = False
-        self._stop_deadline = 0.0
+        self._shutting_down, self._stop_deadline = False, 0.0
+        self._failed = False
         self._startup_failures = 0
         self._shutdown_pipe = os.pipe()
 
@@ -144,21 +144,15 @@ class Supervisor:
             self._shut_down()  # Each worker has logged why it failed.
         elif not self._shutting_down:
             announce()
-        all_drained = True
         while self._workers:
-            worker, status = self._reap_worker(wakeup)
-            if worker is None:
-                continue
-            lifetime = time.monotonic() - self._workers.pop(worker)
-            if self._shutting_down:
-                all_drained = all_drained and status == 0
-            else:
-                self._replace_worker(worker, status, lifetime, MAX_STARTUP_FAILURES * count)
+            worker, status = os.waitpid(-1, os.WNOHANG)
+            if not worker:
+                self._wait_for_signal(wakeup)
+            # Process 1 of a container also inherits children that it did not start.
+            elif worker in self._workers:
+                self._reap_worker(worker, os.waitstatus_to_exitcode(status), count)
         # Without a shutdown, the last worker died and could not be replaced.
-        return 0 if self._shutting_down and all_drained and not self._gave_up(count) else 1
-
-    def _gave_up(self, count: int) -> bool:
-        return self._startup_failures >= MAX_STARTUP_FAILURES * count
+        return 0 if self._shutting_down and not self._failed else 1
 
     def _wake_up_on_signals(self) -> int:
         """Return a pipe that becomes readable at every signal, SIGCHLD included. A signal that
@@ -184,28 +178,28 @@ class Supervisor:
         self._identities = self._database.identify()
         return any_ready
 
-    def _reap_worker(self, wakeup: int) -> tuple[int | None, int]:
-        """Wait for a signal or a dead worker. Return its process id, if any, and status."""
-        worker, status = os.waitpid(-1, os.WNOHANG)
-        # Process 1 of a container also inherits children that it did not start.
-        if worker in self._workers:
-            return worker, os.waitstatus_to_exitcode(status)
-        if not worker:
-            timeout = None
-            if self._shutting_down:
-                timeout = max(0.0, self._stop_deadline - time.monotonic())
-            if select.select([wakeup], [], [], timeout)[0]:
-                os.read(wakeup, 1)
-            else:
-                self._kill_workers()
-                # The system may take time to end a process that waits for a disk.
-                self._stop_deadline = time.monotonic() + STOP_TIMEOUT
-        return None, 0
+    def _wait_for_signal(self, wakeup: int) -> None:
+        """Wait for any signal. During a shutdown, kill the workers after STOP_TIMEOUT."""
+        timeout = None
+        if self._shutting_down:
+            timeout = max(0.0, self._stop_deadline - time.monotonic())
+        if select.select([wakeup], [], [], timeout)[0]:
+            os.read(wakeup, 1)
+        else:
+            self._kill_workers()
+            # The system may take time to end a process that waits for a disk.
+            self._stop_deadline = time.monotonic() + STOP_TIMEOUT
 
-    def _replace_worker(self, worker: int, status: int, lifetime: float, max_failures: int) -> None:
+    def _reap_worker(self, worker: int, status: int, count: int) -> None:
+        """Note the end of a worker, and start another one unless the server is shutting down."""
+        lifetime = time.monotonic() - self._workers.pop(worker)
+        if self._shutting_down:
+            self._failed = self._failed or status != 0
+            return
         self._startup_failures = self._startup_failures + 1 if lifetime < STARTUP_SECONDS else 0
-        if self._startup_failures >= max_failures:
+        if self._startup_failures >= MAX_STARTUP_FAILURES * count:
             _logger.error("workers keep failing at startup; giving up")
+            self._failed = True
             self._shut_down()
             return
         _logger.error("worker %d exited with status %d; starting another", worker, status)
@@ -254,7 +248,7 @@ class Supervisor:
                 shutdown_pipe,
             )
         except CannotOpen as error:
-            # During a shutdown the other workers may have deleted the WAL; that is no failure.
+            # During a shutdown this is not a failure: the other workers have deleted the WAL.
             if select.select([self._shutdown_pipe[0]], [], [], 0)[0]:
                 status = 0
             else:

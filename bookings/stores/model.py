@@ -1,7 +1,4 @@
-"""What every store shares: bookings, outcomes, errors and the `Store` protocol.
-
-This module contains no SQL. It is all that `api` knows about stores.
-"""
+"""The vocabulary of stores: bookings, outcomes, errors and the `Store` protocol. No SQL."""
 
 from __future__ import annotations
 
@@ -29,18 +26,26 @@ class Booking(NamedTuple):
     created_at: str
 
 
-class Page(NamedTuple):
-    """Part of a tenant's bookings: a JSON array, the start time of the last booking in it, and
-    whether more bookings follow.
-    """
+class PageQuery(NamedTuple):
+    """Which of a tenant's bookings to list. "" leaves a bound open."""
 
-    array: str
+    tenant_id: str
+    start_from: str
+    start_before: str
+    after: str
+    limit: int
+
+
+class Page(NamedTuple):
+    """Part of a tenant's bookings."""
+
+    array: str  # JSON
     last_start: str | None
-    more: bool
+    more: bool  # Whether bookings follow after `last_start`.
 
 
 class Outcome(enum.Enum):
-    """What became of a request to book."""
+    """The result of a request to book."""
 
     CREATED = "created"
     REPLAYED = "replayed"
@@ -73,17 +78,12 @@ class CannotOpen(Exception):
 
 
 class Store(Protocol):
-    """Bookings in a database. Any thread may call any method.
-
-    A method raises Unavailable if the database cannot answer.
-    """
+    """Any thread may call any method. Raises Unavailable if the database cannot answer."""
 
     def book(self, new: NewBooking) -> Decision: ...
 
-    def list_bookings(
-        self, tenant_id: str, start_from: str, start_before: str, after: str, limit: int
-    ) -> Page:
-        """Return the tenant's first `limit` bookings in order of start time. "" is no bound."""
+    def list_bookings(self, query: PageQuery) -> Page:
+        """Return the first bookings that match, by start time."""
 
     def get_booking(self, tenant_id: str, booking_id: int) -> Booking | None: ...
 
@@ -102,13 +102,12 @@ class Reader(Protocol):
     def bookings(
         self, tenant_id: str | None, start_from: str, start_before: str, limit: int
     ) -> Iterator[Booking]:
-        """Yield bookings in order of tenant and start time. None, "" and -1 are no bounds."""
+        """Yield bookings by tenant and start time. None, "" and -1 leave a bound open."""
 
     def copy_to(self, path: str, progress: Callable[[int, int], None]) -> int:
-        """Copy the database to a file and return the number of bookings in the copy.
+        """Copy to a file; return the number of bookings in it. Raise CannotOpen if it is damaged.
 
-        Calls `progress(remaining, total)` with numbers of pages if the store knows them. Raises
-        CannotOpen if the copy is damaged or incomplete.
+        Calls `progress(remaining, total)` with numbers of pages if the store knows them.
         """
 
 

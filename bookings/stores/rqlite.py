@@ -9,25 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from bookings.stores import sql
-from bookings.stores.model import (
-    Booking,
-    CannotOpen,
-    Decision,
-    NewBooking,
-    Outcome,
-    Page,
-    Unavailable,
-    current_time,
-    explain_conflict,
-)
-from bookings.stores.rqlite_client import (
-    LEVEL_STRONG,
-    LEVEL_WEAK,
-    Rejected,
-    RqliteClient,
-    call_deadline,
-)
+from bookings.stores import model, rqlite_client, sql
+from bookings.stores.model import Booking, CannotOpen, NewBooking, Outcome
+from bookings.stores.rqlite_client import LEVEL_STRONG, LEVEL_WEAK, Rejected, RqliteClient
 from bookings.stores.schema import ENCODING, OBJECTS, schema_sql, verify_schema
 from bookings.stores.snapshot import verify_copy
 
@@ -47,11 +31,11 @@ class RqliteStore:
     def close(self) -> None:
         self._client.close()
 
-    def book(self, new: NewBooking) -> Decision:
+    def book(self, new: NewBooking) -> model.Decision:
         """Book the slot. A majority of the nodes has everything that the result reports on disk."""
-        deadline = call_deadline()
+        deadline = rqlite_client.call_deadline()
         # The column's default would give each node its own time.
-        row = {**new._asdict(), "created_at": current_time()}
+        row = {**new._asdict(), "created_at": model.current_time()}
         try:
             result = self._client.execute(sql.INSERT, row, deadline)
         except Rejected as error:
@@ -63,18 +47,16 @@ class RqliteStore:
             return Outcome.CREATED, Booking(result["last_insert_id"], **row)
         # A weak read could miss the booking and report a taken slot instead of a replay.
         found = self._client.query(LEVEL_STRONG, sql.SELECT_BY_KEY, row, deadline)
-        return explain_conflict(new, Booking(*found[0]) if found else None)
+        return model.explain_conflict(new, Booking(*found[0]) if found else None)
 
-    def list_bookings(
-        self, tenant_id: str, start_from: str, start_before: str, after: str, limit: int
-    ) -> Page:
-        deadline = call_deadline()
+    def list_bookings(self, query: model.PageQuery) -> model.Page:
+        deadline = rqlite_client.call_deadline()
 
         def fetch_row(statement: str, values: sql.Values) -> object:
             # A client that received 201 must find the booking in the list.
             return self._client.query(LEVEL_STRONG, statement, values, deadline)[0]
 
-        return sql.read_page(fetch_row, tenant_id, start_from, start_before, after, limit)
+        return sql.read_page(fetch_row, query)
 
     def get_booking(self, tenant_id: str, booking_id: int) -> Booking | None:
         values: sql.Values = {"id": booking_id, "tenant_id": tenant_id}
@@ -139,7 +121,7 @@ def _open_client(url: str) -> Iterator[RqliteClient]:
         yield client
     except Rejected as error:
         raise CannotOpen(f"{client.name}: {error}") from error
-    except Unavailable as error:
+    except model.Unavailable as error:
         raise CannotOpen(f"{client.name} does not answer; last error: {error.__cause__}") from error
     finally:
         client.close()

@@ -32,8 +32,8 @@ CALL_SECONDS = 5.0
 # Longest wait for one node. A commit takes milliseconds, and a fraction of a second under load;
 # this leaves time for a second and a third node.
 NODE_SECONDS = 2.0
-# Shortest time in which an attempt is worth starting. A shorter one would time out, and the error
-# would report the timeout instead of the fault of the node.
+# Shortest time that an attempt needs. A shorter one would time out, and the error would report the
+# timeout instead of the fault of the node.
 ATTEMPT_SECONDS = 1.0
 # Pause between attempts, so that waiting clients do not slow down an election.
 PAUSE_SECONDS = 0.1

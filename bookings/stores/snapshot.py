@@ -73,8 +73,8 @@ def read_snapshot(path: str) -> Iterator[Snapshot]:
         if not os.path.exists(path):
             raise CannotOpen(f"there is no database at {path}; python run.py creates it")
         # Reading a WAL database creates a WAL, and a read-only connection cannot delete it. A
-        # process that can write deletes it below. Any other process does not create one: if there
-        # is no WAL, no server is writing, and the file can be read as immutable.
+        # process that can write deletes it below. Any other process does not create one: without a
+        # WAL, no server is writing and the file can be read as immutable.
         writable = os.access(os.path.dirname(files.wal), os.W_OK) and os.access(path, os.W_OK)
         mode = "mode=ro" if writable or os.path.exists(files.wal) else "mode=ro&immutable=1"
         try:

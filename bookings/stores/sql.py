@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from bookings.stores.model import Booking, Page
+from bookings.stores.model import Booking, Page, PageQuery
 
 Values = Mapping[str, "str | int"]
 
@@ -35,21 +35,14 @@ PAGE = f"""
 UNIQUE_VIOLATION = "UNIQUE constraint failed"
 
 
-def read_page(
-    fetch_row: Callable[[str, Values], Any],
-    tenant_id: str,
-    start_from: str,
-    start_before: str,
-    after: str,
-    limit: int,
-) -> Page:
-    """Return one page. `fetch_row` runs a statement and returns its first row. "" is no bound."""
+def read_page(fetch_row: Callable[[str, Values], Any], query: PageQuery) -> Page:
+    """Return one page. `fetch_row` runs a statement and returns its first row."""
     # An instant without its Z sorts just before the instant, which turns >= into >. A single
     # lower bound lets SQLite enter the index where the page starts.
-    lower = max(after, start_from[:-1])
-    bounds: dict[str, str | int] = {"tenant_id": tenant_id, "upper": start_before or "~"}
-    array, count, last = fetch_row(PAGE, {**bounds, "lower": lower, "limit": limit})
-    more = count == limit and fetch_row(PAGE, {**bounds, "lower": last, "limit": 1})[1] == 1
+    lower = max(query.after, query.start_from[:-1])
+    bounds = {"tenant_id": query.tenant_id, "upper": query.start_before or "~"}
+    array, count, last = fetch_row(PAGE, {**bounds, "lower": lower, "limit": query.limit})
+    more = count == query.limit and fetch_row(PAGE, {**bounds, "lower": last, "limit": 1})[1] == 1
     return Page(array, last, more)
 
 
@@ -60,10 +53,9 @@ def list_query(
     limit: int,
     after: tuple[str, str] = ("", ""),
 ) -> tuple[str, Values]:
-    """Return the statement that reads bookings in order of tenant and start time, and its values.
+    """Return the statement that reads bookings by tenant and start time, and its values.
 
-    None, "" and -1 are no bounds. `after` is the tenant and start time of the last booking that
-    was read before.
+    `after` is the tenant and the start time of the last booking that was read before.
     """
     conditions = ["(tenant_id, start_time_utc) > (:after_tenant, :after_start)"]
     if tenant_id is not None:
