@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import pytest
 pytest.register_assert_rewrite("tests.helpers")
 
 from tests.helpers.clusters import ClusterServer, Node, cluster
-from tests.helpers.servers import Server
+from tests.helpers.servers import KILL, Server
+from tests.helpers.tools import processes_naming
 
 # Settings of the user who runs the tests must reach neither the servers nor their clients.
 for name in (
@@ -101,3 +103,13 @@ def server(request: pytest.FixtureRequest, store: str, tmp_path: Path) -> Iterat
         return
     with contextlib.closing(Server(tmp_path)) as started:
         yield started
+
+
+@pytest.fixture
+def temporary_folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder for temporary files of a command. Processes that still use it are killed."""
+    folder = tmp_path / "t"
+    folder.mkdir()
+    yield folder
+    for process in processes_naming(folder) if shutil.which("ps") else ():
+        os.kill(process, KILL)

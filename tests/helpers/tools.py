@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.servers import ROOT, SOON
+from tests.helpers.servers import ROOT, SOON, copy_project
 
 SCHEMA = (ROOT / "schema.sql").read_text(encoding="utf-8")
 # Longest time in seconds that a tool may take to obey a signal.
@@ -24,6 +24,7 @@ posix_only = pytest.mark.skipif(
     os.name == "nt", reason="Windows has no such signal, terminal, mode or link"
 )
 requires_ps = pytest.mark.skipif(not shutil.which("ps"), reason="lists processes with ps")
+requires_dev_full = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 
 
 def tool_environment(code: Path = ROOT, **changes: str) -> dict[str, str]:
@@ -107,3 +108,39 @@ def keys_of(path: Path) -> list[str]:
 def contents_of(folder: Path) -> dict[str, bytes]:
     """Return the contents of each file in the folder; b"" for a folder."""
     return {path.name: path.read_bytes() if path.is_file() else b"" for path in folder.iterdir()}
+
+
+def changed_project(folder: Path, name: str, old: str, new: str) -> Path:
+    """Copy the program into `folder` and replace the only occurrence of `old` in one file."""
+    copy_project(folder)
+    text = (folder / name).read_text(encoding="utf-8")
+    assert text.count(old) == 1, f"{name} does not contain {old!r} once; change this test"
+    (folder / name).write_text(text.replace(old, new), encoding="utf-8")
+    return folder
+
+
+def run_in_shell(redirect: str, *command: str) -> subprocess.CompletedProcess[bytes]:
+    """Run a Python command in a shell with its output redirected, such as `>&-`."""
+    return subprocess.run(
+        ["sh", "-c", f'"$@" {redirect}', "sh", sys.executable, *command],
+        cwd=ROOT,
+        capture_output=True,
+        timeout=SOON,
+        check=False,
+    )
+
+
+def processes_naming(folder: Path) -> dict[int, str]:
+    """Return the command lines that contain a path in `folder`, such as its database, by pid."""
+    listed = subprocess.run(
+        ["ps", "-A", "-ww", "-o", "pid=,args="], capture_output=True, text=True, check=True
+    )
+    pairs = (line.strip().split(" ", 1) for line in listed.stdout.splitlines())
+    return {int(pid): args for pid, args in pairs if f"{folder}{os.sep}" in args}
+
+
+def assert_nothing_left(folder: Path) -> None:
+    """Assert that there is no file in `folder`, and no process that names one."""
+    assert list(folder.iterdir()) == []
+    if shutil.which("ps"):
+        assert processes_naming(folder) == {}
