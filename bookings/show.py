@@ -11,6 +11,7 @@ import json
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from bookings import settings, values
 from bookings.stores import find_database
@@ -26,8 +27,9 @@ def main() -> int:
     if not sys.stdout:  # The caller closed it.
         return 1
     with find_database(options.database).read() as reader:
-        arguments = (options.tenant, options.start_from, options.start_before, options.limit)
-        (print_json if options.json else print_table)(lambda: reader.bookings(*arguments))
+        bounds = (options.start_from or "", options.start_before or "")
+        read = partial(reader.bookings, options.tenant, *bounds, options.limit)
+        (print_json if options.json else print_table)(read)
         sys.stdout.flush()
     return 0
 
@@ -40,14 +42,12 @@ def parse_options() -> argparse.Namespace:
         "--from",
         dest="start_from",
         type=option(values.instant),
-        default="",
         help="only bookings that start at this instant or later, like 2026-01-01T10:00:00Z",
     )
     parser.add_argument(
         "--to",
         dest="start_before",
         type=option(values.instant),
-        default="",
         help="only bookings that start before this instant",
     )
     parser.add_argument(
