@@ -9,17 +9,22 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.helpers.servers import ROOT, SOON, copy_project
+from tests.helpers.values import SLOT
 
 SCHEMA = (ROOT / "schema.sql").read_text(encoding="utf-8")
 # Longest time in seconds that a tool may take to obey a signal.
 SIGNAL_SECONDS = 10.0
+INSERT = (
+    "INSERT INTO bookings (tenant_id, start_time_utc, idempotency_key, created_at) "
+    "VALUES (?, ?, ?, ?)"
+)
 posix_only = pytest.mark.skipif(
     os.name == "nt", reason="Windows has no such signal, terminal, mode or link"
 )
@@ -62,7 +67,7 @@ def run_tool(tool: str, *flags: str, **more: Any) -> subprocess.CompletedProcess
 def assert_one_line(ended: subprocess.CompletedProcess[str], tool: str) -> None:
     """Assert that the tool failed and printed nothing but one line with the reason."""
     assert (ended.returncode, ended.stdout) == (1, ""), ended
-    assert ended.stderr.startswith(f"bookings.{tool}: ") and len(ended.stderr) < 400, ended.stderr
+    assert ended.stderr.startswith(f"bookings.{tool}: ") and len(ended.stderr) < 900, ended.stderr
     assert len(ended.stderr.splitlines()) == 1, ended.stderr
 
 
@@ -92,6 +97,32 @@ def make_database(path: Path, count: int, extra_sql: str = "") -> Path:
         db.execute("PRAGMA ignore_check_constraints = ON")
         db.executescript(extra_sql)
     return path
+
+
+def make_database_of(path: Path, *rows: Sequence[object], extra_sql: str = "") -> Path:
+    """Create a database with these rows, then run SQL, both with CHECKs disabled."""
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.executescript(SCHEMA)
+        db.execute("PRAGMA ignore_check_constraints = ON")
+        db.execute("BEGIN")
+        db.executemany(INSERT, rows)
+        db.execute("COMMIT")
+        db.executescript(extra_sql)
+    return path
+
+
+def row_of(tenant: str, key: str = "k1") -> tuple[str, str, str, str]:
+    """Return a row for `make_database_of`."""
+    return tenant, SLOT, key, "2025-12-31T23:59:59Z"
+
+
+def show_lines(database: Path, encoding: str = "utf-8") -> list[str]:
+    """Return the lines of the table that `bookings.show` prints."""
+    flag = f"--database={database.name}"
+    ended = run_tool("show", flag, cwd=database.parent, PYTHONIOENCODING=encoding)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.endswith("\n")
+    return ended.stdout[:-1].split("\n")
 
 
 def open_read_only(path: Path) -> sqlite3.Connection:
