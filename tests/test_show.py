@@ -1,69 +1,39 @@
-"""`python -m bookings.show` as a process: an aligned table from a database that it only reads.
-
-Nothing that a row holds acts on the terminal; what cannot be shown is one line on stderr and status 1.
+"""`bookings.show`: prints what the API lists, reads the database without changing it, and fails
+with one line if there is nothing to show.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
+import json
 import os
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 
-from tests.helpers.servers import ROOT, SOON, Server, copy_project
+from tests.helpers.servers import SOON, Server, copy_project
+from tests.helpers.tools import (
+    INSERT,
+    SCHEMA,
+    assert_one_line,
+    make_database,
+    make_database_of,
+    row_of,
+    run_tool,
+    show_lines,
+    start_tool,
+    tool_environment,
+)
+from tests.helpers.values import SLOT
 
-SCHEMA = (ROOT / "schema.sql").read_text(encoding="utf-8")
-START = "2026-01-01T10:00:00Z"
-INSERT = "INSERT INTO bookings (tenant_id, start_time_utc, idempotency_key, created_at) VALUES (?, ?, ?, ?)"
-COMMAND = [sys.executable, "-m", "bookings.show"]
-
-
-def _environment(code: Path = ROOT, **changes: str) -> dict[str, str]:
-    inherited = {name: value for name, value in os.environ.items() if name != "BOOKINGS_DB"}
-    return {**inherited, "PYTHONPATH": str(code), **changes}
-
-
-def _show(
-    folder: Path, *flags: str, code: Path = ROOT, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *flags],
-        env=_environment(code, **environment),
-        cwd=folder,
-        capture_output=True,
-        encoding="utf-8",
-        timeout=SOON,
-        check=False,
-    )
-
-
-def _shown(database: Path, encoding: str = "utf-8") -> list[str]:
-    """The lines of a database's table."""
-    ended = _show(database.parent, f"--database={database.name}", PYTHONIOENCODING=encoding)
-    assert (ended.returncode, ended.stderr) == (0, "")
-    assert ended.stdout.endswith("\n")
-    return ended.stdout[:-1].split("\n")
-
-
-def _make(path: Path, *rows: tuple[object, ...], by_hand: str = "") -> Path:
-    """A database with these rows and then this SQL, written by hand while no CHECK looks."""
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
-        db.executescript(SCHEMA)
-        db.execute("PRAGMA ignore_check_constraints = ON")
-        db.execute("BEGIN")
-        db.executemany(INSERT, rows)
-        db.execute("COMMIT")
-        db.executescript(by_hand)
-    return path
-
-
-def _row(tenant: str, key: str = "k1") -> tuple[str, str, str, str]:
-    return tenant, START, key, "2025-12-31T23:59:59Z"
+# --- The table
 
 
 @pytest.mark.parametrize(
@@ -78,7 +48,7 @@ id  tenant_id  start_time_utc  idempotency_key  created_at
 """,
         ),
         (
-            [_row("acme")],
+            [row_of("acme")],
             """
 id  tenant_id  start_time_utc        idempotency_key  created_at
 --  ---------  --------------------  ---------------  --------------------
@@ -87,7 +57,11 @@ id  tenant_id  start_time_utc        idempotency_key  created_at
 """,
         ),
         (
-            [_row("widgets & sons"), _row("acme", "a key longer than its header"), _row("Ünï", "k3")],
+            [
+                row_of("widgets & sons"),
+                row_of("acme", "a key longer than its header"),
+                row_of("Ünï", "k3"),
+            ],
             """
 id  tenant_id       start_time_utc        idempotency_key               created_at
 --  --------------  --------------------  ----------------------------  --------------------
@@ -100,10 +74,11 @@ id  tenant_id       start_time_utc        idempotency_key               created_
     ],
     ids=["none", "one", "three"],
 )
-def test_an_aligned_table_with_header_and_count(
+def test_show_prints_aligned_table_with_header_and_count(
     tmp_path: Path, rows: list[tuple[str, ...]], table: str
 ) -> None:
-    assert "\n".join(_shown(_make(tmp_path / "bookings.db", *rows))) == table.strip("\n")
+    lines = show_lines(make_database_of(tmp_path / "bookings.db", *rows))
+    assert lines == table.strip("\n").split("\n")
 
 
 @pytest.mark.parametrize(
@@ -120,12 +95,10 @@ def test_an_aligned_table_with_header_and_count(
     ],
     ids=["CJK", "full width", "half width", "accent", "Thai", "Devanagari", "enclosing", "emoji"],
 )
-def test_columns_stay_aligned(tmp_path: Path, tenant: str, columns: int) -> None:
-    lines = _shown(_make(tmp_path / "bookings.db", _row(tenant)))
-    assert (
-        lines[2]
-        == f"1   {tenant}{' ' * (len('tenant_id') - columns)}  {START}  k1{' ' * 13}  2025-12-31T23:59:59Z"
-    )
+def test_show_aligns_characters_of_any_width(tmp_path: Path, tenant: str, columns: int) -> None:
+    lines = show_lines(make_database_of(tmp_path / "bookings.db", row_of(tenant)))
+    cell = tenant + " " * (len("tenant_id") - columns)
+    assert lines[2] == f"1   {cell}  {SLOT}  k1{' ' * 13}  2025-12-31T23:59:59Z"
 
 
 @pytest.mark.parametrize(
@@ -138,58 +111,247 @@ def test_columns_stay_aligned(tmp_path: Path, tenant: str, columns: int) -> None
     ],
     ids=["default", "empty is not set", "environment", "flag"],
 )
-def test_the_file_is_found_from_any_folder(
+def test_show_finds_database_from_any_folder(
     tmp_path: Path, flags: tuple[str, ...], environment: dict[str, str], shown: str
 ) -> None:
     copy, elsewhere = tmp_path / "copy", tmp_path / "elsewhere"
     elsewhere.mkdir()
     copy_project(copy)
-    _make(copy / "bookings.db", _row("beside"))
+    make_database_of(copy / "bookings.db", row_of("beside"))
     for name in ("environment", "flag"):
-        _make(elsewhere / f"{name}.db", _row(name))
-    ended = _show(elsewhere, *flags, code=copy, **environment)
+        make_database_of(elsewhere / f"{name}.db", row_of(name))
+    ended = run_tool("show", *flags, cwd=elsewhere, code=copy, **environment)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert [line.split()[1] for line in ended.stdout.splitlines()[2:-1]] == [shown]
 
 
-def test_any_name_of_a_file(tmp_path: Path) -> None:
+def test_show_accepts_any_file_name(tmp_path: Path) -> None:
     name = "two words 50%41 #ü文'" + ("" if os.name == "nt" else "?mode=memory")
-    assert _shown(_make(tmp_path / name, _row("acme")))[-1] == "1 booking"
+    assert show_lines(make_database_of(tmp_path / name, row_of("acme")))[-1] == "1 booking"
 
 
-def test_while_the_server_runs_and_afterwards(server: Server) -> None:
-    assert server.book("acme", START, "k1").status == 201
-    while_running = _shown(server.database)
-    assert while_running[2].split()[:4] == ["1", "acme", START, "k1"]
+def test_show_works_while_server_runs_and_afterwards(server: Server) -> None:
+    assert server.book("acme", SLOT, "k1").status == 201
+    while_running = show_lines(server.database)
+    assert while_running[2].split()[:4] == ["1", "acme", SLOT, "k1"]
     assert while_running[3:] == ["1 booking"]
-    # Somebody's open transaction neither delays the table nor shows in it.
+    # An open transaction neither delays the table nor appears in it.
     with contextlib.closing(sqlite3.connect(server.database, isolation_level=None)) as db:
         db.execute("BEGIN IMMEDIATE")
-        db.execute(INSERT, _row("other", "k2"))
-        assert _shown(server.database) == while_running
+        db.execute(INSERT, row_of("other", "k2"))
+        assert show_lines(server.database) == while_running
     server.process.terminate()
     server.process.wait(SOON)
-    assert _shown(server.database) == while_running
-    assert server.rows() == [("acme", START, "k1")]
+    assert show_lines(server.database) == while_running
+    assert server.rows() == [("acme", SLOT, "k1")]
 
 
 @pytest.mark.parametrize("journal", ["delete", "wal"])
-def test_the_file_is_only_read(tmp_path: Path, journal: str) -> None:
-    path = _make(tmp_path / "bookings.db", _row("acme"), by_hand=f"PRAGMA journal_mode = {journal}")
+def test_show_does_not_change_database(tmp_path: Path, journal: str) -> None:
+    path = make_database_of(
+        tmp_path / "bookings.db", row_of("acme"), extra_sql=f"PRAGMA journal_mode = {journal}"
+    )
     before = path.read_bytes()
-    assert _shown(path)[-1] == "1 booking"
+    assert show_lines(path)[-1] == "1 booking"
     assert path.read_bytes() == before
 
 
-def _damaged(path: Path) -> None:
-    """The schema can be read, the rows cannot."""
-    _make(path, _row("acme"))
+def test_show_prints_blobs_and_invalid_utf_8(tmp_path: Path) -> None:
+    path = make_database_of(
+        tmp_path / "bookings.db",
+        row_of("acme"),
+        extra_sql="""
+            INSERT INTO bookings (tenant_id, start_time_utc, idempotency_key, created_at)
+            VALUES (CAST(x'3cff80c33e' AS TEXT), x'1b07', CAST(x'eda080' AS TEXT), 0)
+        """,
+    )
+    lines = show_lines(path)
+    assert lines[-1] == "2 bookings"
+    assert all(line.isprintable() for line in lines)
+    damaged = next(line for line in lines if line.startswith("2 "))
+    assert "<\ufffd\ufffd\ufffd>" in damaged
+    assert any("acme" in line for line in lines)
+
+
+# --- Filters
+
+TENANTS = ("Müller & Söhne 日本", "acme", "zoo")
+STARTS = [f"2026-01-0{day}T{hour}:00:00Z" for day in (1, 2, 3) for hour in ("09", "10")]
+FILTERS = {
+    "tenant": TENANTS[0],
+    "from": "2026-01-01t10:00:00.000z",
+    "to": "2026-01-03T10:00:00Z",
+    "limit": "3",
+}
+
+
+@pytest.fixture(scope="module")
+def booked(shared_server: Server) -> Server:
+    """Book in an order that differs from the order of every list."""
+    for number, (tenant, start) in enumerate(itertools.product(TENANTS, reversed(STARTS))):
+        assert shared_server.book(tenant, start, f"{number} € {tenant}").status == 201
+    return shared_server
+
+
+def _listed_by_api(server: Server, filters: dict[str, str]) -> list[dict[str, Any]]:
+    """Return the bookings that the API lists for these filters, one tenant after the other."""
+    query = {name: value for name, value in filters.items() if name != "tenant"}
+    lists = []
+    for tenant in [filters["tenant"]] if "tenant" in filters else sorted(TENANTS, key=str.encode):
+        response = server.call("GET", "/bookings?" + urlencode({"tenant_id": tenant, **query}))
+        assert response.status == 200
+        lists += response.json
+    return lists[: int(filters.get("limit", len(lists)))]
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [
+        *(
+            dict(subset)
+            for size in range(5)
+            for subset in itertools.combinations(FILTERS.items(), size)
+        ),
+        {"tenant": "nobody"},
+        {"tenant": "acme", "from": STARTS[2], "to": STARTS[2]},
+        {"from": STARTS[3], "to": STARTS[1]},
+        {"from": STARTS[1], "to": "2026-01-01T10:00:01Z", "limit": "1000"},
+    ],
+    ids=lambda filters: " ".join(filters) or "none",
+)
+def test_show_prints_bookings_that_api_lists(booked: Server, filters: dict[str, str]) -> None:
+    flags = [
+        f"--database={booked.database}",
+        *(f"--{name}={value}" for name, value in filters.items()),
+    ]
+    listed = _listed_by_api(booked, filters)
+    as_json, table = run_tool("show", *flags, "--json"), run_tool("show", *flags)
+    for ended in (as_json, table):
+        assert (ended.returncode, ended.stderr) == (0, "")
+    assert as_json.stdout.isascii()
+    assert [json.loads(line) for line in as_json.stdout.splitlines()] == listed
+    lines = table.stdout.splitlines()
+    assert [line.split()[0] for line in lines[2:-1]] == [str(booking["id"]) for booking in listed]
+    assert lines[-1] == ("1 booking" if len(listed) == 1 else f"{len(listed)} bookings")
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "expected"),
+    [
+        ("--limit", "0", "from 1"),
+        ("--limit", "-1", "from 1"),
+        ("--limit", "1.5", "from 1"),
+        ("--limit", "１", "from 1"),
+        ("--limit", "", "from 1"),
+        ("--from", "yesterday", "2026-01-01T10:00:00Z"),
+        ("--from", "", "2026-01-01T10:00:00Z"),
+        ("--from", "2026-01-01T12:00:00+02:00", "2026-01-01T10:00:00Z"),
+        ("--to", "2026-02-30T10:00:00Z", "day"),
+        ("--to", "2026-01-01 10:00:00", "2026-01-01T10:00:00Z"),
+        ("--tenant", "", "1 to 255"),
+        ("--tenant", " acme", "white space"),
+        ("--tenant", "\x1b[31m", "control character"),
+        ("--tennant", "acme", "unrecognized"),
+    ],
+)
+def test_show_rejects_bad_value(booked: Server, flag: str, value: str, expected: str) -> None:
+    ended = run_tool("show", f"--database={booked.database}", f"{flag}={value}", "--json")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "Traceback" not in ended.stderr and "\x1b" not in ended.stderr
+    message = ended.stderr.splitlines()[-1]
+    assert "error: " in message and flag in message and expected in message, message
+
+
+@pytest.mark.parametrize(
+    "limit", ["9223372036854775807", "9223372036854775808", "9" * 5000], ids=len
+)
+def test_show_limit_beyond_table_prints_all_or_is_rejected(booked: Server, limit: str) -> None:
+    ended = run_tool("show", f"--database={booked.database}", "--json", f"--limit={limit}")
+    assert "Traceback" not in ended.stderr, ended.stderr
+    result = (ended.returncode, len(ended.stdout.splitlines()))
+    assert result in ((0, len(TENANTS) * len(STARTS)), (2, 0))
+
+
+def test_show_json_prints_blobs_and_control_characters(tmp_path: Path) -> None:
+    insert = """INSERT INTO bookings (tenant_id, start_time_utc, idempotency_key, created_at)
+        VALUES (CAST(x'3cff80c33e' AS TEXT), x'1b07', 'k' || char(10, 27, 155), 0)"""
+    path = make_database(tmp_path / "bookings.db", 1, insert)
+    ended = run_tool("show", f"--database={path}", "--json")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.isascii() and "\x1b" not in ended.stdout
+    assert sorted(json.loads(line)["id"] for line in ended.stdout.splitlines()) == [1, 2]
+
+
+# --- Cost
+
+# Runs `bookings.show` and prints its peak memory and CPU time. getrusage would include the peak of
+# the parent process.
+_MEASURED_SHOW = """
+import atexit, runpy, sys, time
+def report():
+    peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+    print(peak.split()[1], file=sys.stderr)
+    print(time.process_time(), file=sys.stderr)
+atexit.register(report)
+runpy.run_module("bookings.show", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def large_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_database(tmp_path_factory.mktemp("large") / "bookings.db", 200_000)
+
+
+def _measure(*flags: str) -> tuple[int, float]:
+    """Return the peak of resident memory, in KiB, and the CPU time in seconds."""
+    ended = subprocess.run(
+        [sys.executable, "-c", _MEASURED_SHOW, *flags],
+        env=tool_environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    peak, seconds = ended.stderr.split()
+    return int(peak), float(seconds)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux's /proc")
+@pytest.mark.parametrize("form", [(), ("--json",)], ids=["table", "json"])
+def test_show_streams_large_table(
+    large_database: Path, tmp_path: Path, form: tuple[str, ...]
+) -> None:
+    small, _ = _measure(f"--database={make_database(tmp_path / 'bookings.db', 1)}", *form)
+    peak, whole = _measure(f"--database={large_database}", *form)
+    # SQLite's cache takes 2 MB; all rows would take over 50 MB.
+    assert peak - small < 8192
+    if not form:
+        return
+    import resource
+
+    # The first line is printed before the other rows are read. The CPU time shows that, even on a
+    # busy machine.
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    with start_tool("show", f"--database={large_database}", *form) as process:
+        assert json.loads(process.stdout.readline())["id"] == 1
+        process.stdout.close()
+        assert (process.wait(SOON), process.stderr.read()) == (0, "")
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < whole / 3
+
+
+# --- Failures
+
+
+def _make_damaged(path: Path) -> None:
+    """Make a database with a readable schema and unreadable rows."""
+    make_database_of(path, row_of("acme"))
     content = path.read_bytes()
     page = int.from_bytes(content[16:18], "big")
     path.write_bytes(content[:page] + b"\xff" * (len(content) - page))
 
 
-def _with_table(sql: str) -> Callable[[Path], None]:
+def _make_with(sql: str) -> Callable[[Path], None]:
     def make(path: Path) -> None:
         with contextlib.closing(sqlite3.connect(path)) as db:
             db.executescript(sql)
@@ -205,11 +367,11 @@ def _with_table(sql: str) -> Callable[[Path], None]:
         lambda path: path.touch(),
         lambda path: path.write_text("id,tenant_id\n1,acme\n" * 100),
         lambda path: path.write_bytes(bytes(range(256)) * 64),
-        _damaged,
-        _with_table("CREATE TABLE others (a)"),
-        _with_table("CREATE TABLE bookings (guest, room); INSERT INTO bookings VALUES (1, 2)"),
-        _with_table(SCHEMA.replace("UNIQUE (idempotency_key)", "CHECK (true)")),
-        _with_table("CREATE TABLE others (a); CREATE VIEW bookings AS SELECT * FROM others"),
+        _make_damaged,
+        _make_with("CREATE TABLE others (a)"),
+        _make_with("CREATE TABLE bookings (guest, room); INSERT INTO bookings VALUES (1, 2)"),
+        _make_with(SCHEMA.replace("UNIQUE (idempotency_key)", "CHECK (true)")),
+        _make_with("CREATE TABLE others (a); CREATE VIEW bookings AS SELECT * FROM others"),
     ],
     ids=[
         "missing",
@@ -218,93 +380,32 @@ def _with_table(sql: str) -> Callable[[Path], None]:
         "text",
         "bytes",
         "damaged",
-        "none of ours",
-        "of another program",
+        "other tables",
+        "other columns",
         "no UNIQUE",
-        "a view",
+        "view",
     ],
 )
-def test_nothing_to_show_is_one_line_and_status_1(tmp_path: Path, make: Callable[[Path], object]) -> None:
+def test_show_without_usable_database_fails_with_one_line(
+    tmp_path: Path, make: Callable[[Path], object]
+) -> None:
     path = tmp_path / "bookings.db"
     make(path)
     before = path.read_bytes() if path.is_file() else None
-    ended = _show(tmp_path, "--database=bookings.db")
-    assert (ended.returncode, ended.stdout) == (1, "")
-    assert ended.stderr.startswith("bookings.show: ")
+    ended = run_tool("show", "--database=bookings.db", cwd=tmp_path)
+    assert_one_line(ended, "show")
     assert ended.stderr.endswith("\n")
-    assert len(ended.stderr.splitlines()) == 1
     assert (path.read_bytes() if path.is_file() else None) == before
 
 
-def test_a_missing_folder_is_not_made(tmp_path: Path) -> None:
-    ended = _show(tmp_path, "--database=missing/bookings.db")
-    assert (ended.returncode, ended.stdout) == (1, "")
-    assert len(ended.stderr.splitlines()) == 1
+def test_show_does_not_create_folder(tmp_path: Path) -> None:
+    ended = run_tool("show", "--database=missing/bookings.db", cwd=tmp_path)
+    assert_one_line(ended, "show")
     assert not list(tmp_path.iterdir())
 
 
-# Colour, bell, line breaks, tab, NUL, DEL, 8-bit escapes, bidi controls, separators, what has no width.
-_ACTIVE = "\x1b[31m\x07\n\r\t\x00\x7f\x80\x85\x9b2J\u202e\u2066\u2028\u2029\u200b\ufeff\u00ad\U000e0041"
-
-
-def test_a_row_cannot_act_on_the_terminal(tmp_path: Path) -> None:
-    texts = tuple(f"<{name}{_ACTIVE}>" for name in ("tenant", "start", "key", "created"))
-    path = _make(tmp_path / "bookings.db", texts, _row("acme", "k2"))
-    lines = _shown(path)
-    assert len(lines) == 5
-    assert all(line.isprintable() for line in lines)
-    assert lines[2].count("\\x1b[31m\\x07\\n\\r\\t\\x00\\x7f\\x80\\x85\\x9b2J\\u202e\\u2066") == 4
-    assert lines[3].split()[1] == "acme"
-    with contextlib.closing(sqlite3.connect(path)) as db:
-        assert db.execute("SELECT tenant_id FROM bookings").fetchall()[0] == (texts[0],)
-
-
-def test_values_that_are_no_text_are_shown_all_the_same(tmp_path: Path) -> None:
-    path = _make(
-        tmp_path / "bookings.db",
-        _row("acme"),
-        by_hand="""
-            INSERT INTO bookings (tenant_id, start_time_utc, idempotency_key, created_at)
-            VALUES (CAST(x'3cff80c33e' AS TEXT), x'1b07', CAST(x'eda080' AS TEXT), 0)
-        """,
-    )
-    lines = _shown(path)
-    assert lines[-1] == "2 bookings"
-    assert all(line.isprintable() for line in lines)
-    damaged = next(line for line in lines if line.startswith("2 "))
-    assert "<\ufffd\ufffd\ufffd>" in damaged
-    assert any("acme" in line for line in lines)
-
-
-@pytest.mark.parametrize("count", [1, 3000])
-@pytest.mark.parametrize("lines", [0, 1])
-def test_a_reader_may_leave(tmp_path: Path, count: int, lines: int) -> None:
-    _make(tmp_path / "bookings.db", *(_row(f"tenant {n}", f"k{n}") for n in range(count)))
-    process = subprocess.Popen(
-        [*COMMAND, "--database=bookings.db"],
-        env=_environment(),
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    assert process.stdout
-    for _ in range(lines):
-        assert process.stdout.readline().startswith(b"id ")
-    process.stdout.close()
-    process.stdout = None  # so that communicate does not read it either
-    _, complaint = process.communicate(timeout=SOON)
-    assert (process.returncode, complaint) == (0, b"")
-
-
-def test_an_output_that_knows_ascii_only(tmp_path: Path) -> None:
-    path = _make(tmp_path / "bookings.db", _row("日本"))
-    lines = _shown(path, encoding="ascii")
-    assert lines[2].split()[1] == r"\u65e5\u672c"
-    assert lines[3] == "1 booking"
-
-
-def test_help_explains_the_setting(tmp_path: Path) -> None:
-    ended = _show(tmp_path, "--help")
+def test_show_help_explains_database_setting(tmp_path: Path) -> None:
+    ended = run_tool("show", "--help", cwd=tmp_path)
     assert (ended.returncode, ended.stderr) == (0, "")
     explained = " ".join(ended.stdout.split())
     assert "--database" in explained
