@@ -1,4 +1,4 @@
-"""`bookings.backup`: a copy is complete and verified, or it does not exist, and no other file changes."""
+"""`bookings.backup`: a copy is complete and verified or does not exist; no other file changes."""
 
 from __future__ import annotations
 
