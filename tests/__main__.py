@@ -38,11 +38,12 @@ def python_with_pytest() -> str:
 # The half of the tests that runs in a second pytest process, with its output printed at the end.
 # They mostly wait for processes, elections and deadlines: the suite takes 60 % of the time.
 ASIDE = [
+    "tests/test_backup.py",
     "tests/test_bench.py",
     "tests/test_cluster.py",
+    "tests/test_prove.py",
     "tests/test_rqlite.py",
     "tests/test_service.py",
-    "tests/test_tools.py",
     "tests/test_workers.py",
 ]
 

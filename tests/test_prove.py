@@ -27,6 +27,7 @@ from tests.helpers.tools import (
     requires_ps,
     run_tool,
     start_tool,
+    temporary_in,
     wait_for,
 )
 
@@ -46,16 +47,11 @@ def _failed_parts(output: str, count: int) -> set[int]:
     return failed
 
 
-def _temporary(folder: Path) -> dict[str, str]:
-    """Return environment variables that make a command put its temporary files into `folder`."""
-    return {"TMPDIR": str(folder), "TEMP": str(folder)}
-
-
 def test_prove_passes_on_servers_of_its_own(tmp_path: Path, temporary_folder: Path) -> None:
     # prove must ignore the settings of the user's own server.
     mine = tmp_path / "mine.db"
     settings = {"BOOKINGS_DB": str(mine), "PORT": "1", "HOST": "192.0.2.1"}
-    ended = run_tool("prove", **_temporary(temporary_folder), **settings)
+    ended = run_tool("prove", **temporary_in(temporary_folder), **settings)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert _failed_parts(ended.stdout, 6) == set()
     assert not mine.exists()
@@ -68,12 +64,8 @@ def test_prove_on_running_server_books_for_new_tenants_only(
     for tenant in ("acme", "prove", "prove-0"):
         assert server.book(tenant, "2026-01-01T00:00:00Z", f"key of {tenant}").status == 201
     before = server.rows()
-    ended = run_tool(
-        "prove",
-        f"--url=http://127.0.0.1:{server.port}/",
-        TMPDIR=str(temporary_folder),
-        TEMP=str(temporary_folder),
-    )
+    url = f"--url=http://127.0.0.1:{server.port}/"
+    ended = run_tool("prove", url, **temporary_in(temporary_folder))
     assert (ended.returncode, ended.stderr) == (0, "")
     assert _failed_parts(ended.stdout, 4) == set()
     skipped = [line for line in ended.stdout.splitlines() if "not tested" in line]
@@ -114,7 +106,7 @@ def test_prove_catches_broken_program(
     tmp_path: Path, temporary_folder: Path, name: str, old: str, new: str, expected: set[int]
 ) -> None:
     code = changed_project(tmp_path / "code", name, old, new)
-    ended = run_tool("prove", code=code, **_temporary(temporary_folder))
+    ended = run_tool("prove", code=code, **temporary_in(temporary_folder))
     assert (ended.returncode, ended.stderr) == (1, "")
     assert _failed_parts(ended.stdout, 6) == expected, ended.stdout
     assert_nothing_left(temporary_folder)
@@ -216,7 +208,7 @@ def test_prove_without_server_at_url_fails_with_one_line(temporary_folder: Path,
     ],
 )
 def test_prove_rejects_bad_url_and_empty_values(temporary_folder: Path, flag: str) -> None:
-    ended = run_tool("prove", flag, **_temporary(temporary_folder))
+    ended = run_tool("prove", flag, **temporary_in(temporary_folder))
     assert ended.returncode in (1, 2) and ended.stdout == ""
     assert "Traceback" not in ended.stderr, ended.stderr
     assert "bookings.prove: " in ended.stderr.splitlines()[-1]
@@ -282,7 +274,7 @@ def test_prove_interrupted_by_ctrl_c_leaves_nothing(
     code = changed_project(tmp_path / "code", name, old, new)
     # A terminal sends the signal to the process group; the servers of prove are in others.
     with start_tool(
-        "prove", code=code, start_new_session=True, **_temporary(temporary_folder)
+        "prove", code=code, start_new_session=True, **temporary_in(temporary_folder)
     ) as process:
         try:
             if tenant is None:

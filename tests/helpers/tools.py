@@ -141,6 +141,11 @@ def contents_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() if path.is_file() else b"" for path in folder.iterdir()}
 
 
+def temporary_in(folder: Path) -> dict[str, str]:
+    """Return environment variables that make a command put its temporary files into `folder`."""
+    return {"TMPDIR": str(folder), "TEMP": str(folder)}
+
+
 def changed_project(folder: Path, name: str, old: str, new: str) -> Path:
     """Copy the program into `folder` and replace the only occurrence of `old` in one file."""
     copy_project(folder)
