@@ -24,7 +24,12 @@ class ServerProcess:
         self._command = command
         self._options = options
         self.port = port
-        self.start()
+        try:
+            self.start()
+        except BaseException:  # Ctrl+C. The caller has no object to call `kill` on.
+            if hasattr(self, "process"):
+                self.kill()
+            raise
 
     def start(self) -> None:
         """Start the process, on the same port as before if it was killed, and read the startup

@@ -123,4 +123,5 @@ def _character_width(character: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(_NAME, main))
+    # A reader such as `head` may leave when it has seen enough.
+    sys.exit(run_command(_NAME, main, broken_pipe=0))

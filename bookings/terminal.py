@@ -11,8 +11,8 @@ from contextlib import suppress
 from bookings.stores.model import CannotOpen
 
 
-def run_command(name: str, command: Callable[[], int]) -> int:
-    """Run a command and return its exit code.
+def run_command(name: str, command: Callable[[], int], broken_pipe: int = 1) -> int:
+    """Run a command and return its exit code, `broken_pipe` if the reader of its output left.
 
     An error becomes one line on standard error and exit code 1. Ctrl+C, SIGTERM and SIGHUP become
     exceptions, so that the command can clean up, and exit code 128 plus the signal's number.
@@ -23,9 +23,9 @@ def run_command(name: str, command: Callable[[], int]) -> int:
         return command()
     except CannotOpen as error:
         return fail(name, str(error))
-    except BrokenPipeError:  # The reader, such as `head`, has seen enough.
+    except BrokenPipeError:
         discard_output()
-        return 0
+        return broken_pipe
     except OSError as error:
         discard_output()
         where = f"{error.filename}: " if error.filename else ""
