@@ -1,7 +1,6 @@
-"""What several processes on one socket keep of what one promises, and what they add: one that dies is replaced, a signal
-to any of them stops or replaces cleanly, none is left behind, and no line that they wait in decides who gets a slot.
+"""Worker processes and their supervisor: numbers, replacement, shutdown, and races for a slot.
 
-Workers are told apart by stopping all others (SIGSTOP): whatever is answered then, the one that is left has answered.
+A test picks the worker that serves it by suspending all others (SIGSTOP).
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from pathlib import Path
 
 import pytest
 
-from bookings.workers import SAME_SECONDS
+from bookings.server.workers import SAME_SIGNAL_SECONDS
 from tests.helpers.processes import (
     alive,
     requires_fork,
@@ -44,13 +43,23 @@ from tests.helpers.servers import (
     patched,
     until,
 )
+from tests.helpers.tools import SCHEMA
 
-# A stop that waits for nobody takes no longer than this; one that sat out its drain would take 8 s.
+# Longest time in seconds for a shutdown that has nothing to wait for; one that waits takes 8 s.
 AT_ONCE = 2.0
-SLOT = "2026-01-{:02}T10:00:00Z"
+ROW = ("acme", "2026-01-01T10:00:00Z", "k1")
+
+signals = pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name
+)
+receivers = pytest.mark.parametrize("receiver", ["process", "group"])
 
 
-def _refused(server: Server) -> bool:
+def _slot(day: int) -> str:
+    return f"2026-01-{day:02}T10:00:00Z"
+
+
+def _refuses_connections(server: Server) -> bool:
     try:
         socket.create_connection(("127.0.0.1", server.port), timeout=SOON).close()
     except OSError as error:
@@ -60,7 +69,7 @@ def _refused(server: Server) -> bool:
 
 @contextlib.contextmanager
 def _only(worker: int, workers: set[int]) -> Iterator[None]:
-    """All workers but this one stand still."""
+    """Suspend all workers but this one."""
     others = workers - {worker}
     try:
         for other in others:
@@ -73,20 +82,21 @@ def _only(worker: int, workers: set[int]) -> Iterator[None]:
 
 
 def _send_head(server: Server, day: int) -> tuple[socket.socket, bytes]:
-    """A booking whose head has arrived, so that it is in flight, and the body that is still to be sent."""
+    """Send the head of a booking and wait until a worker has read it; return the body to send."""
     body = json.dumps(
-        {"tenant_id": "acme", "start_time_utc": SLOT.format(day), "idempotency_key": f"held {day}"}
+        {"tenant_id": "acme", "start_time_utc": _slot(day), "idempotency_key": f"held {day}"}
     ).encode()
     connection = socket.create_connection(("127.0.0.1", server.port), timeout=SOON)
     head = "POST /bookings HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
-    connection.sendall(f"{head}Expect: 100-continue\r\nContent-Length: {len(body)}\r\n\r\n".encode())
+    more = f"Expect: 100-continue\r\nContent-Length: {len(body)}\r\n\r\n"
+    connection.sendall(f"{head}{more}".encode())
     assert connection.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
     return connection, body
 
 
 @contextlib.contextmanager
-def _in_flight(server: Server, workers: set[int]) -> Iterator[list[tuple[socket.socket, bytes]]]:
-    """A booking in flight in each worker."""
+def _in_progress(server: Server, workers: set[int]) -> Iterator[list[tuple[socket.socket, bytes]]]:
+    """Start a booking in each worker."""
     with contextlib.ExitStack() as stack:
         held = []
         for day, worker in enumerate(sorted(workers), 1):
@@ -99,30 +109,15 @@ def _in_flight(server: Server, workers: set[int]) -> Iterator[list[tuple[socket.
 def _finish(held: tuple[socket.socket, bytes]) -> bytes:
     connection, body = held
     connection.sendall(body)
-    with connection.makefile("rb") as answer:
-        return answer.read()
+    with connection.makefile("rb") as response:
+        return response.read()
 
 
-def _signal(server: Server, number: int, to: str) -> None:
-    (os.killpg if to == "group" else os.kill)(server.process.pid, number)
+def _signal(server: Server, number: int, receiver: str) -> None:
+    (os.killpg if receiver == "group" else os.kill)(server.process.pid, number)
 
 
-def _ends(server: Server, seconds: float) -> int:
-    return server.process.wait(seconds)
-
-
-@requires_fork
-def test_a_stop_leaves_one_file_whichever_worker_closes_it_last(tmp_path: Path) -> None:
-    # Just started, workers look at the clock in step and close together: without the parent, every third stop left a log.
-    for number in range(10):
-        base = tmp_path / str(number)
-        base.mkdir()
-        with contextlib.closing(Server(base, "--workers", "2")) as server:
-            assert server.stop() == 0
-            assert sorted(os.listdir(base)) == ["bookings.db", "server.log"]
-
-
-# --- How many
+# --- Number of workers
 
 
 @pytest.mark.parametrize("how", ["flag", "environment"])
@@ -131,13 +126,13 @@ def test_a_stop_leaves_one_file_whichever_worker_closes_it_last(tmp_path: Path) 
     ["0", "-1", "+2", "1.5", "two", "1_0", " 2", "2 ", "٢", "²", "0x2", "1000", "9" * 5000],
     ids=lambda value: value[:5],
 )
-def test_a_number_of_workers_that_is_none(tmp_path: Path, how: str, value: str) -> None:
+def test_workers_setting_rejects_value(tmp_path: Path, how: str, value: str) -> None:
     database = tmp_path / "bookings.db"
     flag = [f"--workers={value}"] if how == "flag" else []
-    environment = {**os.environ, **({"WORKERS": value} if how == "environment" else {}), "PYTHONUTF8": "1"}
+    variable = {"WORKERS": value} if how == "environment" else {}
     ended = subprocess.run(
         [sys.executable, str(ROOT / "run.py"), "--port=0", f"--database={database}", *flag],
-        env=environment,
+        env={**os.environ, **variable, "PYTHONUTF8": "1"},
         capture_output=True,
         encoding="utf-8",
         timeout=SOON,
@@ -153,7 +148,7 @@ def test_a_number_of_workers_that_is_none(tmp_path: Path, how: str, value: str) 
 
 @requires_fork
 @pytest.mark.parametrize(
-    ("flags", "environment", "children"),
+    ("flags", "environment", "expected"),
     [
         (["--workers=1"], {}, 0),
         ([], {"WORKERS": "1"}, 0),
@@ -162,29 +157,29 @@ def test_a_number_of_workers_that_is_none(tmp_path: Path, how: str, value: str) 
         (["--workers=2"], {"WORKERS": "4"}, 2),
     ],
 )
-def test_as_many_workers_as_asked_for(
-    tmp_path: Path, flags: list[str], environment: dict[str, str], children: int
+def test_workers_setting_gives_number_of_workers(
+    tmp_path: Path, flags: list[str], environment: dict[str, str], expected: int
 ) -> None:
     with serving(tmp_path, *flags, **environment) as server:
-        assert len(workers_of(server)) == children
+        assert len(workers_of(server)) == expected
         assert server.book().status == 201
-        assert server.rows() == [("acme", "2026-01-01T10:00:00Z", "k1")]
+        assert server.rows() == [ROW]
         assert server.stop() == 0
         assert server.log.read_text() == ""
 
 
 @requires_fork
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cannot choose the processors here")
-@pytest.mark.parametrize("processors", [1, 2])
-def test_one_worker_for_each_processor(tmp_path: Path, processors: int) -> None:
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot choose CPUs")
+@pytest.mark.parametrize("cpus", [1, 2])
+def test_workers_default_to_one_per_cpu(tmp_path: Path, cpus: int) -> None:
     allowed = os.sched_getaffinity(0)
-    if len(allowed) < processors:
-        pytest.skip("there are fewer processors")
-    os.sched_setaffinity(0, sorted(allowed)[:processors])
+    if len(allowed) < cpus:
+        pytest.skip("there are fewer CPUs")
+    os.sched_setaffinity(0, sorted(allowed)[:cpus])
     try:
         with serving(tmp_path) as server:
-            # A single one serves in the first process itself.
-            assert len(workers_of(server)) == (processors if processors > 1 else 0)
+            # A single worker runs without a supervisor.
+            assert len(workers_of(server)) == (cpus if cpus > 1 else 0)
             assert server.book().status == 201
             assert len(server.rows()) == 1
     finally:
@@ -192,26 +187,26 @@ def test_one_worker_for_each_processor(tmp_path: Path, processors: int) -> None:
 
 
 @requires_fork
-def test_each_worker_answers(tmp_path: Path) -> None:
+def test_workers_all_serve_from_one_database(tmp_path: Path) -> None:
     with serving(tmp_path, "--workers=3") as server:
         workers = workers_of(server)
         for day, worker in enumerate(sorted(workers), 1):
             with _only(worker, workers):
                 keys = ("k1", f"{day}", f"{day}", "other")
-                answers = [server.book("acme", SLOT.format(day), key).status for key in keys]
-            # The first key is taken in the first worker, and every other worker knows of it.
-            assert answers == ([201, 409, 409, 409] if day == 1 else [422, 201, 200, 409])
-        expected = [("acme", SLOT.format(1), "k1"), *(("acme", SLOT.format(day), f"{day}") for day in (2, 3))]
-        assert server.rows() == expected
+                statuses = [server.book("acme", _slot(day), key).status for key in keys]
+            # The first worker books with k1, and every other worker finds that booking.
+            assert statuses == ([201, 409, 409, 409] if day == 1 else [422, 201, 200, 409])
+        others = [("acme", _slot(day), f"{day}") for day in (2, 3)]
+        assert server.rows() == [ROW, *others]
         assert server.log.read_text() == ""
 
 
-# --- Workers that die
+# --- Replacement
 
 
 @requires_fork
-def test_a_killed_worker_is_replaced_while_the_others_serve(tmp_path: Path) -> None:
-    """Clients book all the while; what a kill left unanswered is sent again, and is never refused."""
+def test_worker_killed_is_replaced_while_others_serve(tmp_path: Path) -> None:
+    """Clients repeat requests without a response, and the server never rejects one."""
     with serving(tmp_path, "--workers=3") as server:
         before = workers_of(server)
         stop, booked = threading.Event(), [0] * 4
@@ -219,14 +214,15 @@ def test_a_killed_worker_is_replaced_while_the_others_serve(tmp_path: Path) -> N
         def load(number: int) -> list[tuple[str, Response]]:
             acknowledged = []
             while not stop.is_set():
-                key = f"{number}/{len(acknowledged)}"
-                start = f"2026-01-01T{number:02}:{len(acknowledged) // 60:02}:{len(acknowledged) % 60:02}Z"
+                count = len(acknowledged)
+                key = f"{number}/{count}"
+                start = f"2026-01-01T{number:02}:{count // 60:02}:{count % 60:02}Z"
                 try:
-                    answer = server.book(f"t{number}", start, key)
-                except OSError:  # its worker was the one
+                    response = server.book(f"t{number}", start, key)
+                except OSError:  # The worker was killed.
                     continue
-                assert answer.status in (200, 201), answer.body
-                acknowledged.append((key, answer))
+                assert response.status in (200, 201), response.body
+                acknowledged.append((key, response))
                 booked[number] = len(acknowledged)
             return acknowledged
 
@@ -235,7 +231,7 @@ def test_a_killed_worker_is_replaced_while_the_others_serve(tmp_path: Path) -> N
                 for worker in sorted(before):
                     goal = sum(booked) + 20
                     os.kill(worker, KILL)
-                    # Two are left, and they go on at once.
+                    # The two other workers continue to serve.
                     until(lambda goal=goal: sum(booked) >= goal)
                 until(lambda: len(workers_of(server)) == 3)
             finally:
@@ -251,30 +247,33 @@ def test_a_killed_worker_is_replaced_while_the_others_serve(tmp_path: Path) -> N
                 assert server.call("GET", "/ready").status == 200
         acknowledged = [each for some in done for each in some]
         listed = {
-            each["idempotency_key"]: each
+            booking["idempotency_key"]: booking
             for number in range(4)
-            for each in server.call("GET", f"/bookings?tenant_id=t{number}").json
+            for booking in server.call("GET", f"/bookings?tenant_id=t{number}").json
         }
-        assert all(listed[key] == answer.json for key, answer in acknowledged)
-        # At the stop each client had at most one request more under way.
+        assert all(listed[key] == response.json for key, response in acknowledged)
         assert len({row[:2] for row in server.rows()}) == len(server.rows()) == len(acknowledged)
-        ended = f"ended with status {-int(KILL)}; starting another"
-        assert [line for line in server.log.read_text().splitlines() if ended not in line] == []
-        assert server.log.read_text().count(ended) == 3
+        replaced = f"exited with status {-int(KILL)}; starting another"
+        lines = server.log.read_text().splitlines()
+        assert [replaced in line for line in lines] == [True] * 3, lines
         assert server.stop() == 0
 
 
 @requires_fork
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_what_does_not_serve_does_not_say_so(tmp_path: Path, workers: str) -> None:
-    lost = """
-def lost(*arguments):
-    raise store.CannotOpen("the database was lost")
-store.SQLiteStore.__init__ = lost
+def test_startup_line_is_not_printed_if_workers_cannot_open_database(
+    tmp_path: Path, workers: str
+) -> None:
+    patch = """
+from bookings.stores import sqlite
+def lose(*arguments):
+    raise sqlite.CannotOpen("the database was lost")
+sqlite.SQLiteStore.__init__ = lose
 """
-    program = patched(tmp_path, lost)
+    program = str(patched(tmp_path, patch))
+    flags = ("--port=0", "--database=bookings.db", f"--workers={workers}")
     ended = subprocess.run(
-        [sys.executable, str(program), "--port=0", "--database=bookings.db", f"--workers={workers}"],
+        [sys.executable, program, *flags],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -285,27 +284,30 @@ store.SQLiteStore.__init__ = lost
     assert "the database was lost\n" in ended.stderr and "Traceback" not in ended.stderr
 
 
-# Every worker waits before it opens the database until the file `hold` is gone, and says so in `starting`.
-_HELD_BEFORE = """
+# A worker creates the file `starting` and waits while the file `hold` exists before it opens the
+# database.
+_HOLD_BEFORE_OPENING = """
 import os, time
-opened = store.SQLiteStore.__init__
+from bookings.stores import sqlite
+open_store = sqlite.SQLiteStore.__init__
 def held(*arguments):
     open("starting", "w").close()
     while os.path.exists("hold"):
         time.sleep(0.005)
-    opened(*arguments)
-store.SQLiteStore.__init__ = held
+    open_store(*arguments)
+sqlite.SQLiteStore.__init__ = held
 """
 
 
 @requires_fork
-def test_a_log_that_goes_before_the_workers_come(tmp_path: Path) -> None:
-    """As when another server ends, or makes the same database, while this one starts."""
+def test_workers_start_although_wal_is_deleted_meanwhile(tmp_path: Path) -> None:
+    """Another server that shuts down, or creates the same database, deletes the WAL."""
     (tmp_path / "hold").touch()
     with contextlib.closing(sqlite3.connect(tmp_path / "bookings.db")) as other:
-        other.executescript(f"PRAGMA journal_mode = WAL; {(ROOT / 'schema.sql').read_text(encoding='utf-8')}")
+        other.executescript(f"PRAGMA journal_mode = WAL; {SCHEMA}")
         with ThreadPoolExecutor(1) as pool:
-            started = pool.submit(Server, tmp_path, "--workers=2", program=patched(tmp_path, _HELD_BEFORE))
+            program = patched(tmp_path, _HOLD_BEFORE_OPENING)
+            started = pool.submit(Server, tmp_path, "--workers=2", program=program)
             until((tmp_path / "starting").exists)
             other.close()
             assert not (tmp_path / "bookings.db-wal").exists()
@@ -313,13 +315,13 @@ def test_a_log_that_goes_before_the_workers_come(tmp_path: Path) -> None:
             server = started.result(SOON)
     with contextlib.closing(server):
         assert server.book().status == 201
-        assert server.rows() == [("acme", "2026-01-01T10:00:00Z", "k1")]
+        assert server.rows() == [ROW]
         assert server.log.read_text() == ""
 
 
 @requires_fork
-def test_workers_that_die_at_once_again_and_again(tmp_path: Path) -> None:
-    """The database has vanished: none is made in its place, and the server ends by itself."""
+def test_supervisor_gives_up_if_workers_keep_failing_at_startup(tmp_path: Path) -> None:
+    """The database was moved away. The server exits and creates no other."""
     with serving(tmp_path, "--workers=2") as server:
         assert server.book().status == 201
         workers = workers_of(server)
@@ -329,117 +331,136 @@ def test_workers_that_die_at_once_again_and_again(tmp_path: Path) -> None:
             path.rename(moved / path.name)
         for worker in workers:
             os.kill(worker, KILL)
-        assert _ends(server, SOON) == 1
+        assert server.process.wait(SOON) == 1
         lines = server.log.read_text().splitlines()
-        assert sum(line.endswith("workers die as soon as they start; giving up") for line in lines) == 1
+        assert sum("giving up" in line for line in lines) == 1
         assert f"{server.database}: unable to open database file" in "".join(lines)
         assert "Traceback" not in "".join(lines)
-        # One line of the cause and one of the start for each try, and not thousands.
+        # Each attempt logs its cause and its restart, and the number of attempts is limited.
         assert len(lines) < 50
-        with pytest.raises(ProcessLookupError):  # there is nobody in the group
+        with pytest.raises(ProcessLookupError):  # No process is left in the group.
             os.killpg(server.process.pid, 0)
-        assert _refused(server)
+        assert _refuses_connections(server)
         assert not server.database.exists()
         server.database = moved / "bookings.db"
-        assert server.rows() == [("acme", "2026-01-01T10:00:00Z", "k1")]
+        assert server.rows() == [ROW]
 
 
 @requires_fork
-def test_a_terminated_worker_answers_what_it_has_and_is_replaced(tmp_path: Path) -> None:
+def test_worker_terminated_finishes_its_request_and_is_replaced(tmp_path: Path) -> None:
     with serving(tmp_path, "--workers=2") as server:
         workers = workers_of(server)
-        told, other = sorted(workers)
-        with _only(told, workers):
+        terminated, other = sorted(workers)
+        with _only(terminated, workers):
             held = _send_head(server, 1)
         with held[0]:
-            os.kill(told, signal.SIGTERM)
-            # While it waits for the rest of its request, it takes no other.
-            answers = [server.book("acme", SLOT.format(day), f"k{day}") for day in range(2, 12)]
-            assert {answer.status for answer in answers} == {201}
+            os.kill(terminated, signal.SIGTERM)
+            # While it waits for the rest of its request, it accepts no other.
+            responses = [server.book("acme", _slot(day), f"k{day}") for day in range(2, 12)]
+            assert {response.status for response in responses} == {201}
             assert _finish(held).startswith(b"HTTP/1.1 201 ")
-        until(lambda: told not in workers_of(server) and len(workers_of(server)) == 2)
+        until(lambda: terminated not in workers_of(server) and len(workers_of(server)) == 2)
         assert other in workers_of(server)
         assert len(server.rows()) == 11
-        assert "ended with status 0; starting another" in server.log.read_text()
+        assert "exited with status 0; starting another" in server.log.read_text()
         assert server.stop() == 0
 
 
 @requires_fork
-def test_ctrl_c_to_a_worker_alone_is_not_for_it(tmp_path: Path) -> None:
+def test_worker_ignores_ctrl_c(tmp_path: Path) -> None:
     with serving(tmp_path, "--workers=2") as server:
         workers = workers_of(server)
         for worker in workers:
             os.kill(worker, signal.SIGINT)
-        assert {server.book(start=SLOT.format(day), key=f"{day}").status for day in range(1, 9)} == {201}
+        responses = [server.book(start=_slot(day), key=f"{day}") for day in range(1, 9)]
+        assert {response.status for response in responses} == {201}
         assert workers_of(server) == workers
         assert len(server.rows()) == 8
         assert server.log.read_text() == ""
 
 
-# --- Stopping
+# --- Shutdown
 
 
 @requires_fork
-@pytest.mark.parametrize("to", ["parent", "group"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_shutdown_deletes_wal_whichever_worker_closes_last(tmp_path: Path) -> None:
+    # Workers that have just started notice the shutdown almost at the same moment. Before they
+    # waited for each other, every third shutdown left a WAL behind.
+    for number in range(10):
+        base = tmp_path / str(number)
+        base.mkdir()
+        with contextlib.closing(Server(base, "--workers", "2")) as server:
+            assert server.stop() == 0
+            assert sorted(os.listdir(base)) == ["bookings.db", "server.log"]
+
+
+@requires_fork
+@receivers
+@signals
 @pytest.mark.parametrize("count", [1, 3])
-def test_a_stop_with_nothing_in_flight(tmp_path: Path, count: int, number: int, to: str) -> None:
+def test_shutdown_ends_idle_connections_at_once(
+    tmp_path: Path, count: int, number: int, receiver: str
+) -> None:
     with serving(tmp_path, f"--workers={count}") as server:
         workers = workers_of(server)
         assert server.book().status == 201
         with contextlib.ExitStack() as stack:
+            address = ("127.0.0.1", server.port)
             idle = [
-                stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=SOON))
+                stack.enter_context(socket.create_connection(address, timeout=SOON))
                 for _ in range(6)
             ]
             for connection in idle:
                 connection.sendall(b"GET /live HTTP/1.1\r\nHost: a\r\n\r\n")
                 assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
-            _signal(server, number, to)
-            assert _ends(server, AT_ONCE) == 0
+            _signal(server, number, receiver)
+            assert server.process.wait(AT_ONCE) == 0
             assert [connection.recv(1) for connection in idle] == [b""] * 6
         assert not alive(workers)
-        assert _refused(server)
+        assert _refuses_connections(server)
         assert server.log.read_text() == ""
-        assert server.rows() == [("acme", "2026-01-01T10:00:00Z", "k1")]
+        assert server.rows() == [ROW]
 
 
 @requires_fork
-@pytest.mark.parametrize("to", ["parent", "group"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
-def test_a_stop_answers_what_is_in_flight_in_any_worker(tmp_path: Path, number: int, to: str) -> None:
+@receivers
+@signals
+def test_shutdown_finishes_requests_of_all_workers(
+    tmp_path: Path, number: int, receiver: str
+) -> None:
     with serving(tmp_path, "--workers=3") as server:
         workers = workers_of(server)
-        with _in_flight(server, workers) as held:
-            _signal(server, number, to)
-            until(lambda: _refused(server))
+        with _in_progress(server, workers) as held:
+            _signal(server, number, receiver)
+            until(lambda: _refuses_connections(server))
             assert server.process.poll() is None
-            answers = [_finish(each) for each in held]
-        for answer in answers:
-            head, _, body = answer.partition(b"\r\n\r\n")
+            responses = [_finish(each) for each in held]
+        for response in responses:
+            head, _, body = response.partition(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 201 ")
             assert b"\r\nConnection: close" in head
             assert json.loads(body)["tenant_id"] == "acme"
-        assert _ends(server, AT_ONCE) == 0
+        assert server.process.wait(AT_ONCE) == 0
         assert not alive(workers)
         assert server.log.read_text() == ""
-        assert sorted(server.rows()) == [("acme", SLOT.format(day), f"held {day}") for day in (1, 2, 3)]
+        expected = [("acme", _slot(day), f"held {day}") for day in (1, 2, 3)]
+        assert sorted(server.rows()) == expected
 
 
 @requires_fork
-@pytest.mark.parametrize("to", ["parent", "group"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
-def test_a_second_signal_ends_it_now(tmp_path: Path, number: int, to: str) -> None:
+@receivers
+@signals
+def test_second_signal_kills_server_at_once(tmp_path: Path, number: int, receiver: str) -> None:
     with serving(tmp_path, "--workers=3") as server:
         workers = workers_of(server)
-        with _in_flight(server, workers) as held:
-            _signal(server, number, to)
-            until(lambda: _refused(server))
+        with _in_progress(server, workers) as held:
+            _signal(server, number, receiver)
+            until(lambda: _refuses_connections(server))
             assert alive(workers) == workers
-            time.sleep(SAME_SECONDS)
-            _signal(server, number, to)
-            # Whether it dies of the signal or sees its workers die of theirs first, is a race.
-            assert _ends(server, AT_ONCE) in (-number, 1)
+            time.sleep(SAME_SIGNAL_SECONDS)
+            _signal(server, number, receiver)
+            # The supervisor dies of the signal, or exits because its workers died first.
+            assert server.process.wait(AT_ONCE) in (-number, 1)
             until(lambda: not alive(workers), AT_ONCE)
             for connection, _ in held:
                 with contextlib.suppress(ConnectionResetError):
@@ -448,8 +469,8 @@ def test_a_second_signal_ends_it_now(tmp_path: Path, number: int, to: str) -> No
         assert "Traceback" not in server.log.read_text()
 
 
-# After so many processes there is no room for another, as with `ulimit -u`.
-_NO_MORE = """
+# Patch: fork fails after this many processes, as with `ulimit -u`.
+_LIMIT_FORKS = """
 import errno, os
 real, left = os.fork, [%d]
 def fork():
@@ -462,41 +483,41 @@ os.fork = fork
 
 
 @requires_fork
-@pytest.mark.parametrize("room", [0, 1])
-def test_no_room_for_so_many_processes(tmp_path: Path, room: int) -> None:
-    program = str(patched(tmp_path, _NO_MORE % room))
-    line = run_and_fail(tmp_path, sys.executable, program, "--port=0", "--workers=3", "--database=x.db")
+@pytest.mark.parametrize("limit", [0, 1])
+def test_startup_fails_if_process_limit_is_reached(tmp_path: Path, limit: int) -> None:
+    program = str(patched(tmp_path, _LIMIT_FORKS % limit))
+    flags = ("--port=0", "--workers=3", "--database=x.db")
+    line = run_and_fail(tmp_path, sys.executable, program, *flags)
     assert line == f"run.py: cannot start: {os.strerror(errno.EAGAIN)}\n"
     assert not [name for name in os.listdir(tmp_path) if name.startswith("x.db-")]
 
 
 @requires_fork
-def test_no_room_for_another_in_the_place_of_a_worker(tmp_path: Path) -> None:
-    """The others go on, and the last one takes the server with it."""
-    with serving(tmp_path, "--workers=2", patch=_NO_MORE % 2) as server:
+def test_server_runs_until_last_worker_dies_if_none_can_be_replaced(tmp_path: Path) -> None:
+    with serving(tmp_path, "--workers=2", patch=_LIMIT_FORKS % 2) as server:
         first, second = sorted(workers_of(server))
         os.kill(first, KILL)
         until(lambda: "cannot start another" in server.log.read_text())
         assert server.book().status == 201
         os.kill(second, KILL)
-        assert _ends(server, AT_ONCE) == 1
+        assert server.process.wait(AT_ONCE) == 1
         assert "Traceback" not in server.log.read_text()
-        assert server.rows() == [("acme", "2026-01-01T10:00:00Z", "k1")]
+        assert server.rows() == [ROW]
 
 
 @requires_fork
 @pytest.mark.parametrize("count", [1, 2])
-def test_a_terminal_that_closes_stops_it(tmp_path: Path, count: int) -> None:
-    """However often it says so, as its shell does, too: what is in flight is answered, and no log stays behind."""
+def test_shutdown_by_hangup_is_clean_even_if_sent_twice(tmp_path: Path, count: int) -> None:
+    """The terminal sends SIGHUP when it closes, and so does its shell."""
     with serving(tmp_path, f"--workers={count}") as server:
         workers = workers_of(server)
-        with _in_flight(server, workers or {server.process.pid}) as held:
+        with _in_progress(server, workers or {server.process.pid}) as held:
             _signal(server, signal.SIGHUP, "group")
-            until(lambda: _refused(server))
+            until(lambda: _refuses_connections(server))
             _signal(server, signal.SIGHUP, "group")
-            answers = [_finish(each) for each in held]
-        assert [answer.split(b" ")[1] for answer in answers] == [b"201"] * count
-        assert _ends(server, AT_ONCE) == 0
+            responses = [_finish(each) for each in held]
+        assert [response.split(b" ")[1] for response in responses] == [b"201"] * count
+        assert server.process.wait(AT_ONCE) == 0
         assert not alive(workers)
         assert not Path(f"{server.database}-wal").exists()
         assert len(server.rows()) == count
@@ -504,38 +525,37 @@ def test_a_terminal_that_closes_stops_it(tmp_path: Path, count: int) -> None:
 
 @requires_fork
 @pytest.mark.parametrize("count", [1, 3])
-def test_a_stop_that_is_sent_twice_is_one(tmp_path: Path, count: int) -> None:
-    """As timeout sends it, to the process and to its group."""
+def test_signal_sent_twice_at_once_counts_as_one(tmp_path: Path, count: int) -> None:
+    """`timeout` signals both the process and its group."""
     with serving(tmp_path, f"--workers={count}") as server:
-        with _in_flight(server, workers_of(server) or {server.process.pid}) as held:
+        with _in_progress(server, workers_of(server) or {server.process.pid}) as held:
             for _ in range(2):
-                _signal(server, signal.SIGTERM, "parent")
-                time.sleep(0.001)  # else the system may make one of them
-            until(lambda: _refused(server))
-            answers = [_finish(each) for each in held]
-        assert [answer.split(b" ")[1] for answer in answers] == [b"201"] * count
-        assert _ends(server, AT_ONCE) == 0
+                _signal(server, signal.SIGTERM, "process")
+                time.sleep(0.001)  # Otherwise the kernel may merge both signals.
+            until(lambda: _refuses_connections(server))
+            responses = [_finish(each) for each in held]
+        assert [response.split(b" ")[1] for response in responses] == [b"201"] * count
+        assert server.process.wait(AT_ONCE) == 0
         assert len(server.rows()) == count
 
 
 @requires_fork
 @pytest.mark.parametrize("count", [1, 2])
-def test_without_a_terminal_it_stays(tmp_path: Path, count: int) -> None:
-    """As nohup has it."""
-    was = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+def test_server_ignores_hangup_under_nohup(tmp_path: Path, count: int) -> None:
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         server = Server(tmp_path, f"--workers={count}")
     finally:
-        signal.signal(signal.SIGHUP, was)
+        signal.signal(signal.SIGHUP, previous)
     with contextlib.closing(server):
         _signal(server, signal.SIGHUP, "group")
         assert server.book().status == 201
         assert server.stop() == 0
-        assert server.rows() == [("acme", "2026-01-01T10:00:00Z", "k1")]
+        assert server.rows() == [ROW]
 
 
-# Between the line that says it serves and its readiness for signals, there would be a moment; this makes it long.
-_SLOW_TO_LISTEN = """
+# Patch: widens the time between the startup line and the signal handlers, if there is any.
+_SLOW_SIGNALS = """
 import signal, time
 real = signal.signal
 def slow(*arguments):
@@ -546,57 +566,62 @@ signal.signal = slow
 
 
 @requires_fork
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+@signals
 @pytest.mark.parametrize("count", [1, 3])
-def test_a_stop_as_soon_as_it_says_that_it_serves(tmp_path: Path, count: int, number: int) -> None:
-    with serving(tmp_path, f"--workers={count}", patch=_SLOW_TO_LISTEN) as server:
+def test_shutdown_right_after_startup_line_is_clean(
+    tmp_path: Path, count: int, number: int
+) -> None:
+    with serving(tmp_path, f"--workers={count}", patch=_SLOW_SIGNALS) as server:
         _signal(server, number, "group")
-        assert _ends(server, SOON) == 0
+        assert server.process.wait(SOON) == 0
         with pytest.raises(ProcessLookupError):
             os.killpg(server.process.pid, 0)
         assert server.log.read_text() == ""
 
 
-# A worker that starts while the file `hold` is there says so in `starting`, and goes on when `hold` is gone.
-_HELD_BACK = """
+# Patch: a worker that starts while the file `hold` exists creates the file `starting` and waits
+# until `hold` is deleted.
+_HOLD_WHILE_OPENING = """
 import os, time
-check = store._check_table
-def checked(*arguments):
+from bookings.stores import sqlite
+verify_tables = sqlite.verify_tables
+def held(*arguments):
     if os.path.exists("hold"):
         open("starting", "w").close()
     while os.path.exists("hold"):
         time.sleep(0.005)
-    check(*arguments)
-store._check_table = checked
+    verify_tables(*arguments)
+sqlite.verify_tables = held
 """
 
 
 @requires_fork
-@pytest.mark.parametrize("to", ["parent", "group"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
-@pytest.mark.parametrize("others", ["stopping", "gone"])
-def test_a_stop_while_a_worker_is_being_replaced(tmp_path: Path, number: int, to: str, others: str) -> None:
-    with serving(tmp_path, "--workers=2", patch=_HELD_BACK) as server:
+@receivers
+@signals
+@pytest.mark.parametrize("others", ["shutting down", "exited"])
+def test_shutdown_while_worker_is_replaced_is_clean(
+    tmp_path: Path, number: int, receiver: str, others: str
+) -> None:
+    with serving(tmp_path, "--workers=2", patch=_HOLD_WHILE_OPENING) as server:
         assert server.book().status == 201
         hold = tmp_path / "hold"
         hold.touch()
         os.kill(min(workers_of(server)), KILL)
         until((tmp_path / "starting").exists)
         workers = workers_of(server)
-        _signal(server, number, to)
-        if others == "gone":  # and with the last of them the log of the start
+        _signal(server, number, receiver)
+        if others == "exited":  # The last one deletes the WAL.
             until(lambda: len(alive(workers)) == 1)
         hold.unlink()
-        assert _ends(server, AT_ONCE) == 0, server.log.read_text()
+        assert server.process.wait(AT_ONCE) == 0, server.log.read_text()
         assert not alive(workers)
-        assert _refused(server)
+        assert _refuses_connections(server)
         assert server.log.read_text().count("\n") == 1
-        assert server.rows() == [("acme", "2026-01-01T10:00:00Z", "k1")]
+        assert server.rows() == [ROW]
 
 
 @requires_fork
-def test_no_worker_outlives_its_parent(tmp_path: Path) -> None:
-    """Not even when it is killed without a warning; what is in flight then is answered all the same."""
+def test_workers_finish_requests_and_exit_if_supervisor_is_killed(tmp_path: Path) -> None:
     with serving(tmp_path, "--workers=3") as server:
         workers = workers_of(server)
         busy = min(workers)
@@ -604,62 +629,66 @@ def test_no_worker_outlives_its_parent(tmp_path: Path) -> None:
             held = _send_head(server, 1)
         with held[0]:
             os.kill(server.process.pid, KILL)
-            assert _ends(server, SOON) == -KILL
+            assert server.process.wait(SOON) == -KILL
             until(lambda: alive(workers) == {busy}, AT_ONCE)
-            until(lambda: _refused(server), AT_ONCE)
+            until(lambda: _refuses_connections(server), AT_ONCE)
             assert _finish(held).startswith(b"HTTP/1.1 201 ")
         until(lambda: not alive(workers), AT_ONCE)
-        assert server.rows() == [("acme", SLOT.format(1), "held 1")]
+        assert server.rows() == [("acme", _slot(1), "held 1")]
         assert server.log.read_text() == ""
 
 
-# --- Who gets a slot
+# --- Races
 
 
 @requires_fork
-@pytest.mark.parametrize("patch", ["", "store.fcntl = None"], ids=["in line", "with no line"])
-def test_threads_race_through_workers(tmp_path: Path, patch: str) -> None:
-    """Each asks for each slot with a key of its own, then again; the line that they wait in changes no outcome."""
+@pytest.mark.parametrize(
+    "patch",
+    ["", "from bookings.stores import write_queue\nwrite_queue.fcntl = None"],
+    ids=["write queue", "no write queue"],
+)
+def test_race_of_threads_through_workers_has_one_winner_per_slot(
+    tmp_path: Path, patch: str
+) -> None:
+    """Each thread sends each booking twice. The write queue must not influence any outcome."""
     days, threads = range(1, 9), 32
     with serving(tmp_path, "--workers=4", patch=patch) as server:
 
-        def ask(number: int) -> list[tuple[int, str, list[Response]]]:
-            asked = []
+        def race(number: int) -> list[tuple[int, str, list[Response]]]:
+            sent = []
             for day in days:
                 key = f"{day}/{number}"
-                asked.append((day, key, [server.book("acme", SLOT.format(day), key) for _ in range(2)]))
-            return asked
+                responses = [server.book("acme", _slot(day), key) for _ in range(2)]
+                sent.append((day, key, responses))
+            return sent
 
-        asked = [each for some in at_once(threads, ask) for each in some]
-        assert len(asked) == threads * len(days)
-        won = {day: (key, answers) for day, key, answers in asked if answers[0].status == 201}
-        assert Counter(answers[0].status for _, _, answers in asked) == {
-            201: len(days),
-            409: (threads - 1) * len(days),
-        }
+        sent = [each for some in at_once(threads, race) for each in some]
+        assert len(sent) == threads * len(days)
+        won = {day: (key, both) for day, key, both in sent if both[0].status == 201}
+        first_statuses = Counter(both[0].status for _, _, both in sent)
+        assert first_statuses == {201: len(days), 409: (threads - 1) * len(days)}
         assert sorted(won) == list(days)
-        for day, key, answers in asked:
+        for day, key, (first, second) in sent:
             if won[day][0] != key:
-                for answer in answers:
-                    assert_problem(answer, 409, "slot-taken", "start_time_utc")
+                assert_problem(first, 409, "slot-taken", "start_time_utc")
+                assert_problem(second, 409, "slot-taken", "start_time_utc")
             else:
-                assert (answers[1].status, answers[1].body) == (200, answers[0].body)
-                assert answers[1].headers["Idempotent-Replayed"] == "true"
-        assert sorted(server.rows()) == sorted(
-            ("acme", SLOT.format(day), key) for day, (key, _) in won.items()
-        )
-        other = server.book("other", SLOT.format(1), won[1][0])
+                assert (second.status, second.body) == (200, first.body)
+                assert second.headers["Idempotent-Replayed"] == "true"
+        expected = sorted(("acme", _slot(day), key) for day, (key, _) in won.items())
+        assert sorted(server.rows()) == expected
+        other = server.book("other", _slot(1), won[1][0])
         assert_problem(other, 422, "key-reused", "idempotency_key")
         assert len(server.rows()) == len(days)
         assert server.log.read_text() == ""
 
 
-# --- What is not of their making
+# --- Unusual environments
 
 
 @requires_fork
-def test_a_child_that_the_parent_did_not_start_is_buried_and_no_more(tmp_path: Path) -> None:
-    """As process 1 of a container, it inherits those that others leave."""
+def test_supervisor_reaps_children_that_it_did_not_start(tmp_path: Path) -> None:
+    """Process 1 of a container inherits orphans."""
     child = "import subprocess\nchild = subprocess.Popen([sys.executable, '-c', ''])"
     with serving(tmp_path, "--workers=2", patch=child) as server:
         until(lambda: len(workers_of(server)) == 2)
@@ -671,23 +700,24 @@ def test_a_child_that_the_parent_did_not_start_is_buried_and_no_more(tmp_path: P
 
 
 @requires_fork
-def test_a_worker_that_stands_still_holds_a_stop_no_longer_than_its_bound(tmp_path: Path) -> None:
-    bound = "from bookings import workers\nworkers.STOP_SECONDS = 0.5"
-    with serving(tmp_path, "--workers=2", patch=bound) as server:
+def test_shutdown_kills_suspended_worker_after_timeout(tmp_path: Path) -> None:
+    patch = "from bookings.server import workers\nworkers.STOP_TIMEOUT = 0.5"
+    with serving(tmp_path, "--workers=2", patch=patch) as server:
         assert server.book().status == 201
         workers = workers_of(server)
-        stopped = min(workers)
-        os.kill(stopped, signal.SIGSTOP)
-        until(lambda: running_processes()[stopped][1].startswith("T"))
+        suspended = min(workers)
+        os.kill(suspended, signal.SIGSTOP)
+        until(lambda: running_processes()[suspended][1].startswith("T"))
         server.process.send_signal(signal.SIGTERM)
-        assert _ends(server, AT_ONCE) == 1
+        assert server.process.wait(AT_ONCE) == 1
         until(lambda: not alive(workers))
         assert len(server.rows()) == 1
 
 
 @requires_fork
-def test_a_stop_without_a_standard_error(tmp_path: Path) -> None:
-    with serving(tmp_path, "--workers=2", patch="import os\nos.close(2)\nsys.stderr = None") as server:
+def test_shutdown_works_without_standard_error(tmp_path: Path) -> None:
+    patch = "import os\nos.close(2)\nsys.stderr = None"
+    with serving(tmp_path, "--workers=2", patch=patch) as server:
         assert server.book().status == 201
         assert server.stop() == 0
         assert len(server.rows()) == 1
