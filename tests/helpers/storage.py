@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import sqlite3
+from pathlib import Path
 
 # Patch for `patched()`: a sync waits while the file `hold` exists, fails with EIO while `fail`
 # exists, and appends a line to the file `syncs`.
@@ -25,3 +28,10 @@ sqlite.fdatasync = controlled
 FAULT_TRIGGER = (
     "CREATE TRIGGER fault BEFORE INSERT ON bookings BEGIN SELECT RAISE(ABORT, 'closed'); END"
 )
+
+
+def set_aside(database: Path) -> Path:
+    """Move a database away, with everything in one file, and return its new path."""
+    with contextlib.closing(sqlite3.connect(database)) as db:
+        assert db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone() == (0, 0, 0)
+    return database.rename(database.with_name("aside.db"))
