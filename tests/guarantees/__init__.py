@@ -1,0 +1,1 @@
+"""Tests of the promises of the README, under load and with failures."""
