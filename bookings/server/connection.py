@@ -155,7 +155,7 @@ class Connection:
         ids = headers.get("x-request-id", [])
         if len(ids) == 1 and _REQUEST_ID.fullmatch(ids[0]):
             self._request_id = ids[0]
-        http1.verify_version(version)
+        http1.verify_head(version, len(lines))
         host = http1.host(headers, version)
         if host is not None and not self._shared.hosts.accepts(host):
             detail = "Send localhost or the server's address, or allow this name: --allowed-hosts."

@@ -84,8 +84,6 @@ def parse_request_line(line: str) -> RequestLine | None:
 
 def parse_headers(lines: Sequence[str]) -> dict[str, list[str]]:
     """Return the values of each header under its lower-case name."""
-    if len(lines) > MAX_HEADERS:
-        raise Problem("headers-too-large", f"Send at most {MAX_HEADERS} header fields.")
     headers: dict[str, list[str]] = {}
     for line in lines:
         field = _HEADER.fullmatch(line)
@@ -96,9 +94,11 @@ def parse_headers(lines: Sequence[str]) -> dict[str, list[str]]:
     return headers
 
 
-def verify_version(version: tuple[int, int]) -> None:
+def verify_head(version: tuple[int, int], header_count: int) -> None:
     if version[0] != 1:
         raise Problem("http-version", "Send the request as HTTP/1.1.")
+    if header_count > MAX_HEADERS:
+        raise Problem("headers-too-large", f"Send at most {MAX_HEADERS} header fields.")
 
 
 def host(headers: Headers, version: tuple[int, int]) -> str | None:
