@@ -152,6 +152,19 @@ def test_backup_never_replaces_file_created_meanwhile(tmp_path: Path, force: boo
     assert {path.name for path in tmp_path.iterdir()} == {"bookings.db", "code", "copy.db"}
 
 
+def test_backup_without_hard_links_needs_force(tmp_path: Path) -> None:
+    link = "        os.link(partial, target)\n"
+    fail = "        raise PermissionError(1, 'Operation not permitted')\n"
+    code = changed_project(tmp_path / "code", "bookings/backup.py", link, fail)
+    source, copy = make_database(tmp_path / "bookings.db", 3), tmp_path / "copy.db"
+    rejected = run_tool("backup", f"--database={source}", str(copy), code=code)
+    assert_one_line(rejected, "backup")
+    assert "--force" in rejected.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"bookings.db", "code"}
+    forced = run_tool("backup", f"--database={source}", str(copy), "--force", code=code)
+    assert (forced.returncode, keys_of(copy)) == (0, ["key-0", "key-1", "key-2"])
+
+
 @posix_only
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o664])
 def test_backup_has_mode_of_database(tmp_path: Path, mode: int) -> None:
