@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import io
 import json
 import re
@@ -14,7 +16,7 @@ from typing import Any
 
 from bookings.server.http1 import MAX_BODY, MAX_HEADERS, MAX_REQUEST_LINE
 from tests.helpers.servers import SOON, Response, Server
-from tests.helpers.values import SLOT, fresh_name
+from tests.helpers.values import MEMBERS, SLOT, fresh_name
 
 HOST = b"Host: localhost"
 TENANT = b"X-Tenant-ID: reader"
@@ -94,6 +96,16 @@ def connect(server: Server) -> socket.socket:
     connection = socket.create_connection(("127.0.0.1", server.port), timeout=SOON)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
     return connection
+
+
+def book_at(host: str, port: int) -> int:
+    """Send the booking acme, SLOT, k1 to a server at this address; return the status."""
+    body = dict(zip(MEMBERS, ("acme", SLOT, "k1")))
+    connection = http.client.HTTPConnection(host, port, timeout=SOON)
+    with contextlib.closing(connection):
+        headers = {"Content-Type": "application/json"}
+        connection.request("POST", "/bookings", json.dumps(body), headers)
+        return connection.getresponse().status
 
 
 def head_from(connection: socket.socket) -> bytes:

@@ -1,4 +1,4 @@
-"""Faults in the storage below the server, as patches and triggers."""
+"""Databases made without the server, and faults in the storage below it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,14 @@ import contextlib
 import errno
 import sqlite3
 from pathlib import Path
+from typing import Any
+
+from tests.helpers.tools import SCHEMA
+from tests.helpers.values import SLOT
+
+# A booking as (tenant, start, key), and the statement that inserts it.
+BOOKING = ("acme", SLOT, "k1")
+INSERT = "INSERT INTO bookings (tenant_id, start_time_utc, idempotency_key) VALUES (?, ?, ?)"
 
 # Patch for `patched()`: a sync waits while the file `hold` exists, fails with EIO while `fail`
 # exists, and appends a line to the file `syncs`.
@@ -35,3 +43,31 @@ def set_aside(database: Path) -> Path:
     with contextlib.closing(sqlite3.connect(database)) as db:
         assert db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone() == (0, 0, 0)
     return database.rename(database.with_name("aside.db"))
+
+
+def create_by_hand(path: Path, script: str = SCHEMA, journal: str = "delete") -> Path:
+    """Create a database without the server, with BOOKING in it if it has our table."""
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute(f"PRAGMA journal_mode = {journal}")
+        db.executescript(script)
+        with contextlib.suppress(sqlite3.OperationalError):
+            db.execute(INSERT, BOOKING)
+    return path
+
+
+def rows_in(path: Path) -> list[tuple[Any, ...]]:
+    """Return (tenant, start, key) of every row, ordered by id."""
+    assert path.is_file()
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        return db.execute(
+            "SELECT tenant_id, start_time_utc, idempotency_key FROM bookings ORDER BY id"
+        ).fetchall()
+
+
+def all_files(folder: Path) -> dict[str, bytes]:
+    """Return the contents of every file below the folder, by relative path."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
