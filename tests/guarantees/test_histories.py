@@ -1,0 +1,130 @@
+"""Histories of concurrent clients are linearizable: threads, processes, two servers, restarts."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers.histories import Book, Call, List, run_in_processes, run_in_threads, violations
+from tests.helpers.processes import requires_fork
+from tests.helpers.servers import ROOT, Server, patched, until
+
+CLIENTS = 8
+ROUNDS = 40
+
+
+def rows(server: Server) -> list[Any]:
+    with contextlib.closing(sqlite3.connect(server.database)) as db:
+        return db.execute(
+            "SELECT id, tenant_id, start_time_utc, idempotency_key, created_at FROM bookings"
+        ).fetchall()
+
+
+def assert_linearizable(history: Sequence[Call], stored: list[Any]) -> None:
+    """Assert that there is no violation, and that enough calls competed to make that meaningful."""
+    assert violations(history, stored) == []
+    counts = Counter((type(call.request), call.status) for call in history)
+    won = {call.request: call for call in history if call.status == 201}
+    # Responses 409 to calls that overlapped the winner's.
+    overlapping = sum(
+        call.status == 409
+        and any(call.began < other.ended and other.began < call.ended for other in winners)
+        for call in history
+        for winners in [[other for other in won.values() if other.request[:2] == call.request[:2]]]
+    )
+    assert counts[Book, 201] >= ROUNDS, counts
+    assert counts[Book, 200] >= ROUNDS / 2, counts
+    assert counts[Book, 409] >= ROUNDS, counts
+    assert counts[Book, 422] >= ROUNDS, counts
+    assert counts[List, 200] >= ROUNDS, counts
+    # Bookings whose client did not see the 201.
+    assert len(stored) - len(won) >= ROUNDS / 20, counts
+    assert overlapping >= ROUNDS / 6, overlapping
+
+
+def test_history_of_threads_and_one_worker_is_linearizable(tmp_path: Path) -> None:
+    history: list[Call] = []
+    with contextlib.closing(Server(tmp_path, "--workers", "1")) as server:
+        run_in_threads(CLIENTS, [server.port], ROUNDS, history.append)
+        assert_linearizable(history, rows(server))
+        assert server.log.read_text() == ""
+
+
+@requires_fork
+def test_history_of_processes_and_two_workers_is_linearizable(tmp_path: Path) -> None:
+    with contextlib.closing(Server(tmp_path, "--workers", "2")) as server:
+        history = run_in_processes(CLIENTS // 2, [server.port], 2 * ROUNDS)
+        assert_linearizable(history, rows(server))
+        assert server.log.read_text() == ""
+
+
+def test_history_of_two_servers_on_one_database_is_linearizable(tmp_path: Path) -> None:
+    """One server ignores the write queue, which is for fairness alone."""
+    history: list[Call] = []
+    patch = "from bookings.stores import write_queue; write_queue.fcntl = None"
+    impatient = patched(tmp_path, patch)
+    with contextlib.ExitStack() as stack:
+        servers = [
+            stack.enter_context(contextlib.closing(Server(tmp_path, program=program)))
+            for program in (ROOT / "run.py", impatient)
+        ]
+        run_in_threads(CLIENTS, [server.port for server in servers], ROUNDS, history.append)
+        assert_linearizable(history, rows(servers[0]))
+        assert servers[0].log.read_text() == ""
+
+
+def refuses_connections(server: Server) -> bool:
+    with socket.socket() as connection:
+        return connection.connect_ex(("127.0.0.1", server.port)) != 0
+
+
+def kill(server: Server) -> None:
+    server.close()
+    # The workers exit shortly after their supervisor.
+    until(lambda: refuses_connections(server))
+
+
+def shut_down(server: Server) -> None:
+    assert server.stop() == 0
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        kill,
+        pytest.param(
+            shut_down,
+            marks=pytest.mark.skipif(os.name == "nt", reason="SIGTERM kills on Windows"),
+        ),
+    ],
+)
+def test_history_with_restarts_is_linearizable(
+    tmp_path: Path, end: Callable[[Server], None]
+) -> None:
+    restarts = 3
+    history: list[Call] = []
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(contextlib.closing(Server(tmp_path)))
+        load = stack.enter_context(ThreadPoolExecutor(1)).submit(
+            run_in_threads, CLIENTS, [server.port], ROUNDS, history.append
+        )
+        for restart in range(1, restarts + 1):
+            # Of three responses per client and round, half come before the last restart.
+            enough = restart * ROUNDS * CLIENTS / 2
+            until(lambda enough=enough: sum(call.status is not None for call in history) > enough)
+            assert not load.done()
+            end(server)
+            server = Server(tmp_path, port=server.port)
+            stack.enter_context(contextlib.closing(server))
+        load.result()
+        assert_linearizable(history, rows(server))
+        assert server.log.read_text() == ""
