@@ -40,7 +40,7 @@ def python_with_pytest() -> str:
 ASIDE = [
     "tests/test_backup.py",
     "tests/test_bench.py",
-    "tests/test_cluster.py",
+    "tests/guarantees/test_cluster.py",
     "tests/test_prove.py",
     "tests/test_rqlite.py",
     "tests/test_service.py",
