@@ -16,12 +16,22 @@ OPERATIONS = [
     for path, operations in DOCUMENT["paths"].items()
     for method, operation in operations.items()
 ]
-each_operation = pytest.mark.parametrize(
-    ("method", "path", "operation"),
-    OPERATIONS,
-    ids=[f"{method} {path}" for method, path, _ in OPERATIONS],
+# `info` says once that every path also supports HEAD and OPTIONS.
+REQUESTS = [
+    (method, path)
+    for path, operations in DOCUMENT["paths"].items()
+    for method in (*(name.upper() for name in operations), "HEAD", "OPTIONS")
+]
+each_request = pytest.mark.parametrize(
+    ("method", "path"), REQUESTS, ids=[f"{method.lower()} {path}" for method, path in REQUESTS]
 )
-JSON_TYPES: dict[str, Any] = {"object": dict, "array": list, "string": str, "integer": int}
+JSON_TYPES: dict[str, Any] = {
+    "object": dict,
+    "array": list,
+    "string": str,
+    "integer": int,
+    "boolean": bool,
+}
 ANNOTATIONS = {"description", "examples", "default"}
 
 # Headers of every response, which the document describes once.
@@ -87,7 +97,7 @@ def _python_pattern(pattern: str) -> str:
 
 
 def _has_type(name: str, value: Any) -> bool:
-    return isinstance(value, JSON_TYPES[name]) and not isinstance(value, bool)
+    return isinstance(value, JSON_TYPES[name]) and isinstance(value, bool) == (name == "boolean")
 
 
 KEYWORDS: dict[str, Any] = {
@@ -110,17 +120,40 @@ KEYWORDS: dict[str, Any] = {
 }
 
 
+# Problem types that an operation does not list: rows of the table in the description of Rejected.
+_REJECTED = DOCUMENT["components"]["responses"]["Rejected"]
+REJECTED_TYPES: dict[str, tuple[int, str]] = {
+    name: (int(status), title)
+    for status, name, title in re.findall(
+        r"^\| ([0-9]+) \| ([a-z-]+) \| (.+) \|$", _REJECTED["description"], re.MULTILINE
+    )
+}
+
+
+def operation_of(method: str, path: str) -> dict[str, Any]:
+    """Return the operation, that of GET for HEAD, and what `info` says of other methods."""
+    operations = DOCUMENT["paths"][path]
+    found: dict[str, Any] | None = operations.get("get" if method == "HEAD" else method.lower())
+    if found:
+        return found
+    options = {"204": {"headers": {"Allow": {"$ref": "#/components/headers/Allow"}}}}
+    rejected = {"default": {"$ref": "#/components/responses/Rejected"}}
+    return {"responses": {**options, **rejected} if method == "OPTIONS" else rejected}
+
+
+def examples_of(media: dict[str, Any]) -> list[Any]:
+    """Return the values of `example` and `examples` of a media type, header or parameter."""
+    named = media.get("examples", {}).values()
+    return [*([media["example"]] if "example" in media else []), *(each["value"] for each in named)]
+
+
 def assert_documented(response: Response, method: str, path: str) -> None:
-    """Assert that the document has this response for the path, or 405 for an unlisted method."""
-    operation = DOCUMENT["paths"][path].get(method.lower())
-    if operation:
-        documented = operation["responses"]
-        assert str(response.status) in documented, (method, path, response.status)
-        expected = resolved(documented[str(response.status)])
-    else:
-        assert response.status == 405
-        expected = DOCUMENT["components"]["responses"]["MethodNotAllowed"]
-    headers = {name: resolved(header) for name, header in expected["headers"].items()}
+    """Assert that the document has this response: its status, headers, body and problem type."""
+    documented = operation_of(method, path)["responses"]
+    is_specific = str(response.status) in documented
+    assert is_specific or response.status >= 400, (method, path, response.status)
+    expected = resolved(documented[str(response.status) if is_specific else "default"])
+    headers = {name: resolved(header) for name, header in expected.get("headers", {}).items()}
     required = {name for name, header in headers.items() if header.get("required")}
     present = set(response.headers)
     assert present >= FIXED_HEADERS | required
@@ -135,3 +168,7 @@ def assert_documented(response: Response, method: str, path: str) -> None:
     media = expected["content"][response.headers["Content-Type"]]
     errors = schema_errors(media["schema"], response.json)
     assert not errors, (method, path, errors)
+    if response.status >= 400:
+        types = [example["type"] for example in examples_of(media)]
+        types = types if is_specific else [f"/problems/{name}" for name in REJECTED_TYPES]
+        assert response.json["type"] in types, (method, path, response.json["type"])
