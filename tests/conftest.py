@@ -43,14 +43,15 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "both_stores: run the test on SQLite and once more on an rqlite node"
     )
+    config.addinivalue_line("markers", "on_rqlite: run the test on an rqlite node alone")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if metafunc.definition.get_closest_marker("both_stores"):
-        # None is the parameter of unmarked tests, which thus share the SQLite server.
-        metafunc.parametrize(
-            "store", [None, "rqlite"], ids=["sqlite", "rqlite"], indirect=True, scope="module"
-        )
+    # None is the parameter of unmarked tests, which thus share the SQLite server.
+    for marker, stores in (("both_stores", [None, "rqlite"]), ("on_rqlite", ["rqlite"])):
+        if metafunc.definition.get_closest_marker(marker):
+            ids = [store or "sqlite" for store in stores]
+            metafunc.parametrize("store", stores, ids=ids, indirect=True, scope="module")
 
 
 @pytest.hookimpl(trylast=True)
@@ -66,13 +67,13 @@ def _store_of(item: pytest.Item) -> str | None:
 
 @pytest.fixture(scope="module")
 def store(request: pytest.FixtureRequest) -> str:
-    """The store of `server` and `shared_server`: sqlite, or rqlite too for `both_stores`."""
+    """The store of `server` and `shared_server`: sqlite, or what the test's marker says."""
     return getattr(request, "param", None) or "sqlite"
 
 
 @pytest.fixture(scope="session")
 def rqlite_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    """One node for all tests marked `both_stores`."""
+    """One node for all tests marked `both_stores` or `on_rqlite`."""
     with cluster(tmp_path_factory.mktemp("node")) as nodes:
         yield nodes[0]
 
