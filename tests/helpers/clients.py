@@ -7,6 +7,7 @@ import http.client
 import io
 import json
 import re
+import select
 import socket
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -129,6 +130,11 @@ def response_from(connection: socket.socket) -> Response:
         body += more
     (response,) = responses(received + body)
     return response
+
+
+def assert_silent(connection: socket.socket) -> None:
+    """Assert that nothing arrives for a while."""
+    assert select.select([connection], [], [], 0.2)[0] == []
 
 
 # --- Responses

@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from bookings.process import ServerProcess
+from bookings.server.server import BookingServer, listen
+from bookings.stores.sqlite import SQLiteStore, create_database
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CANONICAL = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
@@ -126,6 +128,29 @@ class Server(ServerProcess):
 
     def close(self) -> None:
         self.kill()
+
+
+class InProcessServer(Server):
+    """The server in a thread of this process, on a real socket, so that tests can patch it."""
+
+    def __init__(self, base: Path) -> None:
+        self.database = base / "bookings.db"
+        self.log = base / "server.log"
+        self.log.touch()
+        create_database(str(self.database))
+        self._store = SQLiteStore(str(self.database))
+        self._server = BookingServer(listen("127.0.0.1", 0), self._store)
+        self.port = self._server.server_address[1]
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+        drained = self._server.drain()
+        self._store.close()
+        assert drained
 
 
 def all_from(connection: socket.socket, *, drip: bytes = b"", allow_reset: bool = False) -> bytes:

@@ -1,0 +1,135 @@
+"""HTTP/1.1 over raw sockets: methods, HEAD, pipelining and the limits of a head.
+
+Bytes that no HTTP library would send are in guarantees/test_hostile_http.py.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from bookings.server.http1 import MAX_HEADER_BYTES, MAX_REQUEST_LINE
+from tests.helpers.clients import (
+    CLOSE,
+    TENANT,
+    assert_serves,
+    assert_silent,
+    connect,
+    get,
+    post,
+    response_from,
+    responses,
+    statuses,
+)
+from tests.helpers.servers import Server, all_from, assert_problem
+from tests.helpers.values import SLOT
+
+LAST = get(CLOSE)
+
+
+@pytest.mark.parametrize(
+    "path, allowed",
+    [("/bookings", "GET, HEAD, OPTIONS, POST"), ("/bookings/1", "GET, HEAD, OPTIONS")],
+)
+@pytest.mark.parametrize(
+    "method", ["OPTIONS", "DELETE", "PUT", "PATCH", "TRACE", "PROPFIND", "get", "A-b.c"]
+)
+def test_allow_header_lists_methods_of_path(
+    shared_server: Server, path: str, allowed: str, method: str
+) -> None:
+    before = shared_server.rows()
+    sent = get(line=f"{method} {path} HTTP/1.1".encode())
+    (response,) = responses(shared_server.raw(sent, half_close=True))
+    assert response.headers["Allow"] == allowed
+    if method == "OPTIONS":
+        assert (response.status, response.body) == (204, b"")
+    else:
+        assert_problem(response, 405, "method-not-allowed")
+    assert_serves(shared_server, before)
+
+
+@pytest.mark.parametrize(
+    "target", [b"/bookings", b"/bookings/1", b"/nowhere", b"/bookings?a=1", b"*", b"x"]
+)
+def test_head_response_has_headers_of_get_and_no_body(server: Server, target: bytes) -> None:
+    assert server.book("reader", SLOT, "k").status == 201
+    same_id = b"X-Request-ID: same"
+    (got,) = responses(server.raw(get(CLOSE, same_id, line=b"GET %s HTTP/1.1" % target)))
+    (headed,) = responses(
+        server.raw(get(CLOSE, same_id, line=b"HEAD %s HTTP/1.1" % target)), "HEAD"
+    )
+    assert got.body and not headed.body
+    assert got.status == headed.status
+    assert got.headers.items()[1:] == headed.headers.items()[1:]  # All but Date.
+    # A body would be parsed as the start of the next response.
+    sent = get(line=b"HEAD %s HTTP/1.1" % target) + LAST
+    assert statuses(server.raw(sent), "HEAD") == [got.status, 200]
+    assert_serves(server, [("reader", SLOT, "k")])
+
+
+def test_pipelined_requests_in_one_packet_are_answered_in_order(server: Server) -> None:
+    keys = [f"k{number}" for number in range(50)]
+    sent = b"".join(
+        post(key) + get(line=b"GET /bookings/%d HTTP/1.1" % (number + 1))
+        for number, key in enumerate(keys)
+    )
+    found = responses(server.raw(sent, half_close=True))
+    assert [response.status for response in found] == [201, 404] * 50
+    assert [response.json["idempotency_key"] for response in found[::2]] == keys
+    assert_serves(server, [(key, SLOT, key) for key in keys])
+
+
+def test_connection_serves_many_requests(server: Server) -> None:
+    with connect(server) as connection:
+        for number in range(20):
+            connection.sendall(post(f"k{number}"))
+            assert response_from(connection).status == 201
+            listing = get(line=b"GET /bookings?tenant_id=k%d HTTP/1.1" % number)
+            connection.sendall(b"\r\n" + listing.replace(TENANT, b"X: 1"))
+            (booking,) = response_from(connection).json
+            assert booking["idempotency_key"] == f"k{number}"
+    assert_serves(server, [(f"k{number}", SLOT, f"k{number}") for number in range(20)])
+
+
+def test_request_in_single_bytes_is_accepted(server: Server) -> None:
+    with connect(server) as connection:
+        for byte in post("slow") + post("slow", CLOSE):
+            connection.send(bytes([byte]))
+        assert statuses(all_from(connection)) == [201, 200]
+    assert_serves(server, [("slow", SLOT, "slow")])
+
+
+LONGEST_LINE = b"GET /bookings?%s HTTP/1.1" % (b"a" * (MAX_REQUEST_LINE - 23))
+# Neither the request line nor the empty line at the end counts.
+LONGEST_HEAD = get(b"X: " + b"a" * (MAX_HEADER_BYTES - len(get().partition(b"\r\n")[2]) - 1))
+
+
+@pytest.mark.parametrize(
+    "whole, end, status",
+    [(get(line=LONGEST_LINE), len(LONGEST_LINE) + 2, 400), (LONGEST_HEAD, len(LONGEST_HEAD), 200)],
+    ids=["longest line", "longest head"],
+)
+@pytest.mark.parametrize("cut", [1, 2, 3])
+def test_limits_do_not_depend_on_packet_boundaries(
+    shared_server: Server, whole: bytes, end: int, status: int, cut: int
+) -> None:
+    before = shared_server.rows()
+    assert statuses(shared_server.raw(whole, half_close=True)) == [status]
+    with connect(shared_server) as connection:
+        connection.sendall(whole[: end - cut])
+        assert_silent(connection)
+        connection.sendall(whole[end - cut :] + LAST)
+        assert statuses(all_from(connection)) == [status, 200]
+    assert_serves(shared_server, before)
+
+
+@pytest.mark.parametrize(
+    ("line", "status"), [(b"GET /bookings HTTP/1.1", 200), (LONGEST_LINE, 400)]
+)
+def test_head_one_byte_over_limit_is_rejected(
+    shared_server: Server, line: bytes, status: int
+) -> None:
+    before = shared_server.rows()
+    headers = LONGEST_HEAD.partition(b"\r\n")[2]
+    assert statuses(shared_server.raw(line + b"\r\n" + headers, half_close=True)) == [status]
+    assert statuses(shared_server.raw(line + b"\r\n" + headers[:-4] + b"a\r\n\r\n")) == [431]
+    assert_serves(shared_server, before)
