@@ -216,37 +216,15 @@ def test_schema_of_instant_matches_program() -> None:
         assert fits(instant, sent) == (stored is not None), ascii(sent)
         assert fits(canonical, sent) == (sent == stored), ascii(sent)
     years = [
-        0,
-        1,
-        4,
-        9,
-        10,
-        99,
-        100,
-        104,
-        400,
-        999,
-        1000,
-        1900,
-        1904,
-        1969,
-        1970,
-        1972,
-        1976,
-        1980,
-        1992,
-        1996,
-        1999,
-        2000,
-        2024,
-        2026,
-        2100,
-        2400,
-        9996,
-        9999,
+        *(0, 1, 4, 9, 10, 99, 100, 104, 400, 999, 1000, 1900, 1904, 1969, 1970, 1972, 1976, 1980),
+        *(1992, 1996, 1999, 2000, 2024, 2026, 2100, 2400, 9996, 9999),
     ]
     for year, month, day in itertools.product(years, range(14), range(33)):
         sent = f"{year:04}-{month:02}-{day:02}T10:00:00Z"
+        for schema in (instant, canonical):
+            assert fits(schema, sent) == _accepts(values.instant, sent), sent
+    for year in range(10_000):
+        sent = f"{year:04}-02-29T10:00:00Z"
         for schema in (instant, canonical):
             assert fits(schema, sent) == _accepts(values.instant, sent), sent
     for hour, minute, second in [
