@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.clusters import ClusterServer, url
 from tests.helpers.servers import SOON, Server
 from tests.helpers.tools import (
     SCHEMA,
@@ -33,6 +34,7 @@ from tests.helpers.tools import (
     start_tool,
     wait_for,
 )
+from tests.helpers.values import slot_at
 
 LARGE = 200_000
 
@@ -390,3 +392,45 @@ def test_backup_replaces_regular_files_only(tmp_path: Path, server: Server) -> N
     ended = run_tool("backup", str(pipe), "--force", BOOKINGS_DB=str(server.database))
     assert_one_line(ended, "backup")
     assert pipe.is_fifo()
+
+
+# --- Clusters
+
+
+@pytest.mark.on_rqlite
+def test_backup_of_cluster_is_database_for_server(server: ClusterServer, tmp_path: Path) -> None:
+    booked = server.book("X'41'")
+    days = range(1, 29)
+    server.insert([("acme", f"2026-01-{day:02}T10:00:00Z", f"key {day}") for day in days])
+    copy = tmp_path / "copy.db"
+    flag = f"--database={url(*server.nodes)}"
+    ended = run_tool("backup", str(copy), flag)
+    assert (ended.returncode, ended.stdout) == (0, f"29 bookings copied to {copy}\n"), ended.stderr
+    assert os.listdir(tmp_path) == ["copy.db"]
+    with contextlib.closing(sqlite3.connect(copy)) as db:
+        assert db.execute("SELECT * FROM bookings").fetchone() == tuple(booked.json.values())
+        columns = "tenant_id, start_time_utc, idempotency_key"
+        rows = db.execute(f"SELECT {columns} FROM bookings ORDER BY id").fetchall()
+        assert rows == server.rows()
+        assert db.execute("PRAGMA journal_mode").fetchone() == ("delete",)
+    again = run_tool("backup", str(copy), flag)
+    assert_one_line(again, "backup")
+    assert "--force" in again.stderr
+    shown = run_tool("show", f"--database={copy}")
+    assert shown.stdout.splitlines()[-1] == "29 bookings"
+
+
+@posix_only
+@pytest.mark.on_rqlite
+def test_backup_of_cluster_beyond_file_size_limit_leaves_nothing(
+    server: ClusterServer, tmp_path: Path
+) -> None:
+    """It fails at once and blames the copy; another node would not help."""
+    server.insert([("acme", slot_at(number), f"key {number}") for number in range(2000)])
+    copy = tmp_path / "copy.db"
+    ended = run_tool(
+        "backup", str(copy), f"--database={url(*server.nodes)}", under=_limit_file_size(200)
+    )
+    assert_one_line(ended, "backup")
+    assert ended.stderr.startswith("bookings.backup: the copy failed: ")
+    assert list(tmp_path.iterdir()) == []

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.clusters import ClusterServer, url
 from tests.helpers.servers import SOON, Server
 from tests.helpers.tools import (
     SIGNAL_SECONDS,
@@ -78,6 +79,21 @@ def test_prove_on_running_server_books_for_new_tenants_only(
     assert not set(counted) & {"acme", "prove", "prove-0"}
     assert server.process.poll() is None
     assert_nothing_left(temporary_folder)
+
+
+@pytest.mark.on_rqlite
+def test_prove_passes_on_cluster(server: ClusterServer) -> None:
+    """It kills its own servers; the nodes keep running."""
+    assert server.book().status == 201
+    before = server.rows()
+    ended = run_tool("prove", f"--database={url(*server.nodes)}")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert _failed_parts(ended.stdout, 5) == set()
+    assert ended.stdout.splitlines()[-1] == "PROVED: no slot was booked twice."
+    rows = server.rows()
+    assert rows[:1] == before
+    assert len(rows) >= 1 + 25 + 150
+    assert all(tenant.startswith("prove-") for tenant, _, _ in rows[1:])
 
 
 COMMIT = '            db.execute("COMMIT")\n'

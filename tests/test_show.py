@@ -18,6 +18,7 @@ from urllib.parse import urlencode
 
 import pytest
 
+from tests.helpers.clusters import ClusterServer, url
 from tests.helpers.servers import SOON, Server, copy_project
 from tests.helpers.tools import (
     INSERT,
@@ -280,6 +281,36 @@ def test_show_json_prints_blobs_and_control_characters(tmp_path: Path) -> None:
     assert (ended.returncode, ended.stderr) == (0, "")
     assert ended.stdout.isascii() and "\x1b" not in ended.stdout
     assert sorted(json.loads(line)["id"] for line in ended.stdout.splitlines()) == [1, 2]
+
+
+# --- Clusters
+
+
+@pytest.mark.on_rqlite
+def test_show_prints_bookings_of_cluster(server: ClusterServer) -> None:
+    """More than one page of them, in the order that a file has."""
+    days = [f"2026-{month:02}-{day:02}T10:00:00Z" for month in range(1, 13) for day in range(1, 29)]
+    rows = [(tenant, day, f"{tenant}/{day}") for day in days for tenant in ("a", "X'41'", "ü", "z")]
+    server.insert(rows)
+    flag = f"--database={url(*server.nodes)}"
+    for flags, chosen in [
+        ((), rows),
+        (("--tenant=X'41'",), [row for row in rows if row[0] == "X'41'"]),
+        (
+            (f"--from={days[9]}", f"--to={days[300]}"),
+            [row for row in rows if days[9] <= row[1] < days[300]],
+        ),
+        (("--limit=1001",), sorted(rows)[:1001]),
+        (("--limit=3", "--tenant=z"), [row for row in rows if row[0] == "z"][:3]),
+        (("--tenant=nobody",), []),
+    ]:
+        ended = run_tool("show", "--json", *flags, flag)
+        assert (ended.returncode, ended.stderr) == (0, "")
+        found = [tuple(json.loads(line).values())[1:4] for line in ended.stdout.splitlines()]
+        assert found == sorted(chosen), flags
+    table = run_tool("show", "--tenant=ü", flag).stdout.splitlines()
+    assert len(table) == len(days) + 3
+    assert table[-1] == f"{len(days)} bookings"
 
 
 # --- Cost
