@@ -41,9 +41,10 @@ ASIDE = [
     "tests/test_backup.py",
     "tests/test_bench.py",
     "tests/guarantees/test_cluster.py",
+    "tests/test_openapi.py",
     "tests/test_prove.py",
+    "tests/test_request_log.py",
     "tests/test_rqlite.py",
-    "tests/test_service.py",
     "tests/test_workers.py",
 ]
 

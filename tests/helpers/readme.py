@@ -1,26 +1,57 @@
-"""The blocks of the README: each command or statement, and the output printed below it."""
+"""The fenced blocks of README.md and OPERATING.md: commands, and the output printed below each."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import NamedTuple
 
 from tests.helpers.servers import ROOT
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCUMENTS = [
+    path for path in (ROOT / "README.md", ROOT / "bookings" / "OPERATING.md") if path.exists()
+]
+_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_OUTPUT_LANGUAGES = ("http", "json", "text", "sql")
 
 
 class Step(NamedTuple):
+    """A block, and the block directly below it if that is its output."""
+
     language: str
     command: str
-    output: str
+    output_language: str = ""
+    output: str = ""
 
 
-STEPS = [
-    Step(*found)
-    for found in re.findall(
-        r"^```(sh|sql)\n(.*?)^```$(?:\n\n```http\n(.*?)^```$)?", README, re.MULTILINE | re.DOTALL
-    )
+def steps_of(document: Path) -> list[Step]:
+    """Return the blocks of a document in order."""
+    text = document.read_text(encoding="utf-8")
+    steps: list[Step] = []
+    end = 0
+    for block in _BLOCK.finditer(text):
+        language, content = block.groups()
+        last = steps[-1] if steps else Step("", "")
+        is_adjacent = not last.output and not text[end : block.start()].strip()
+        # SQL below SQL is another statement; SQL below a shell command is its output.
+        is_output = language in _OUTPUT_LANGUAGES and (language, last.language) != ("sql", "sql")
+        if last.language and is_adjacent and is_output:
+            steps[-1] = last._replace(output_language=language, output=content)
+        else:
+            steps.append(Step(language, content))
+        end = block.end()
+    return steps
+
+
+def needs_cluster(step: Step) -> bool:
+    """Return whether a command needs rqlite nodes."""
+    return "localhost:4001" in step.command
+
+
+# The commands that start three nodes and a server on them; test_cluster runs these.
+CLUSTER_COMMANDS = [
+    step.command
+    for document in DOCUMENTS
+    for step in steps_of(document)
+    if needs_cluster(step) and step.command.startswith(("rqlited ", "python run.py "))
 ]
-# Commands that need three rqlite nodes; test_cluster runs them.
-CLUSTER_COMMANDS = [step.command for step in STEPS if "localhost:4001" in step.command]
