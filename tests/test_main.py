@@ -28,7 +28,6 @@ from tests.helpers.tools import posix_only
 
 RUN = str(ROOT / "run.py")
 
-
 windows_forbids = pytest.mark.skipif(os.name == "nt", reason="Windows allows no such file name")
 
 

@@ -24,7 +24,7 @@ from tests.helpers.clients import (
     closing_request,
     first_response,
 )
-from tests.helpers.servers import SOON, Server, assert_problem, at_once, patched
+from tests.helpers.servers import SOON, Server, assert_problem, at_once, patched, until
 from tests.helpers.storage import FAULT_TRIGGER, set_aside
 from tests.helpers.tools import posix_only
 from tests.helpers.values import SLOT, fresh_name
@@ -409,9 +409,7 @@ def test_request_of_client_that_left_is_booked_and_logged(logging_server: Server
     with _booking_in_progress(logging_server) as client:
         # With SO_LINGER 0, close() resets the connection.
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    deadline = time.monotonic() + SOON
-    while not logging_server.rows() and time.monotonic() < deadline:
-        time.sleep(0.005)
+    until(logging_server.rows)
     assert logging_server.rows() == [("acme", SLOT, "k1")]
     # The shutdown waits for requests in progress.
     logging_server.stop()
