@@ -86,15 +86,23 @@ class Session:
         (self._home / ".curlrc").write_text(f'connect-to = "{connect_to}"\n')
         return line.replace(f":{self._server.port}", ":3000")
 
-    def _execute(self, statement: str) -> str:
-        """Return what a SQL client prints: rows as the sqlite3 client does, or the error."""
+    def _execute(self, script: str) -> str:
+        """Return what a SQL client prints: rows as the sqlite3 client does, and errors."""
+        printed, statement = "", ""
         database = self.project / "bookings.db"
         with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as db:
-            try:
-                rows = db.execute(statement).fetchall()
-            except sqlite3.Error as error:
-                return f"{error}\n"
-        return "".join(f"{'|'.join(map(str, row))}\n" for row in rows)
+            for line in script.splitlines(keepends=True):
+                statement += line
+                if not sqlite3.complete_statement(statement):
+                    continue
+                try:
+                    rows = db.execute(statement).fetchall()
+                    printed += "".join(f"{'|'.join(map(str, row))}\n" for row in rows)
+                except sqlite3.Error as error:
+                    printed += f"{error}\n"
+                statement = ""
+        assert not statement, "the last statement has no semicolon"
+        return printed
 
 
 def starts_server(step: Step) -> bool:
@@ -122,7 +130,7 @@ def test_output_is_fenced_in_its_language(document: Path) -> None:
     for step in steps_of(document):
         if step.output_language == "http":
             assert re.match(r"HTTP/1\.1 [0-9]{3} |[A-Z][A-Za-z-]+: ", step.output), step
-        assert (step.output_language == "json") == is_json(step.output), step
+        assert (step.output_language == "json") == bool(step.output and is_json(step.output)), step
 
 
 def test_readme_starts_with_server_and_tests() -> None:
@@ -150,14 +158,11 @@ def test_commands_print_documented_output(session: Session, document: Path) -> N
 
 
 def is_json(text: str) -> bool:
-    """Return whether the text is JSON, or an object or array in its first line and JSON below."""
-    with contextlib.suppress(ValueError):
-        return isinstance(json.loads(text), (dict, list))
-    try:
-        values = [json.loads(line) for line in text.splitlines()]
-    except ValueError:
-        return False
-    return bool(values) and isinstance(values[0], (dict, list))
+    """Return whether the text, or each line of it, is a JSON object or array."""
+    for documents in ([text], text.splitlines()):
+        with contextlib.suppress(ValueError):
+            return all(isinstance(json.loads(document), (dict, list)) for document in documents)
+    return False
 
 
 def normalized(text: str) -> str:
