@@ -1,0 +1,279 @@
+"""The SQLite store: a busy, moved or full database, faults in it, and the cost of a page."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bookings.stores import sql, sqlite
+from bookings.stores.model import PageQuery
+from tests.helpers.openapi import assert_documented
+from tests.helpers.servers import SOON, Response, Server, assert_problem, at_once
+from tests.helpers.tools import SCHEMA, posix_only
+
+# --- A database that cannot be used
+
+
+def assert_unavailable(response: Response, problem_type: str) -> None:
+    assert_problem(response, 503, problem_type)
+    assert int(response.headers["Retry-After"]) > 0
+
+
+def test_write_waits_for_busy_database_and_then_is_503(server: Server) -> None:
+    booked = server.book("acme", "2026-01-01T10:00:00Z", "k0")
+    before = server.rows()
+
+    def ask(number: int) -> tuple[Response, float]:
+        started = time.monotonic()
+        if number < 4:
+            response = server.book("acme", f"2026-01-02T1{number}:00:00Z", f"k{number + 1}")
+        else:
+            response = server.call("GET", "/bookings", X_Tenant_ID="acme")
+        return response, time.monotonic() - started
+
+    with contextlib.closing(sqlite3.connect(server.database, isolation_level=None)) as holder:
+        holder.execute("BEGIN IMMEDIATE")
+        *rejected, (listed, list_seconds) = at_once(5, ask)
+        for response, seconds in rejected:
+            assert_unavailable(response, "database-busy")
+            # Concurrent requests wait together, not one after another.
+            assert sqlite.BUSY_SECONDS * 0.9 < seconds < sqlite.BUSY_SECONDS * 1.9
+        assert (listed.status, listed.json) == (200, [booked.json])
+        assert list_seconds < sqlite.BUSY_SECONDS * 0.5
+        assert server.rows() == before
+        waited: list[Response] = []
+        waiting = threading.Thread(target=lambda: waited.append(ask(0)[0]))
+        waiting.start()
+        waiting.join(sqlite.BUSY_SECONDS / 20)
+        assert waiting.is_alive()
+        holder.execute("ROLLBACK")
+        waiting.join(SOON)
+    # The request that was waiting is booked. The rejected requests did not use their keys.
+    assert waited[0].status == 201
+    assert [ask(number)[0].status for number in range(4)] == [200, 201, 201, 201]
+    assert len(server.rows()) == 5
+
+
+@posix_only
+def test_database_moved_away_is_503_until_it_returns(server: Server) -> None:
+    booked = server.book("acme")
+    aside = server.database.with_name("aside.db")
+    server.database.rename(aside)
+    files = sorted(os.listdir(aside.parent))
+    for _ in range(2):
+        for response in (
+            server.book("acme", key="k2"),
+            server.book("acme", "2026-01-02T10:00:00Z", "k2"),
+            server.call("GET", "/bookings", X_Tenant_ID="acme"),
+            server.call("GET", booked.headers["Location"], X_Tenant_ID="acme"),
+        ):
+            assert_unavailable(response, "database-unavailable")
+    assert sorted(os.listdir(aside.parent)) == files
+    aside.rename(server.database)
+    assert server.book("acme").body == booked.body
+    assert server.book("acme", "2026-01-02T10:00:00Z", "k2").status == 201
+    assert len(server.rows()) == 2
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MB, which needs root on Linux."""
+    if not sys.platform.startswith("linux") or os.geteuid() != 0:
+        pytest.skip("mounting a small disk needs root on Linux")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    mounted = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if mounted.returncode != 0:
+        pytest.skip(f"cannot mount a small disk: {mounted.stderr.strip()}")
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def test_full_disk_is_507_and_loses_nothing(small_disk: Path, tmp_path: Path) -> None:
+    database = small_disk / "bookings.db"
+    with contextlib.closing(Server(tmp_path, "--database", str(database))) as server:
+        server.database = database
+        booked = server.book("acme")
+        filler = small_disk / "filler"
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(b"x" * 4096)
+        for _ in range(2):
+            full = server.book("acme", "2026-01-02T10:00:00Z", "k2")
+            assert_problem(full, 507, "database-full")
+            assert_documented(full, "POST", "/bookings")
+        listed = server.call("GET", "/bookings", X_Tenant_ID="acme")
+        assert (listed.status, listed.json) == (200, [booked.json])
+        assert len(server.rows()) == 1
+        filler.unlink()
+        assert server.book("acme", "2026-01-02T10:00:00Z", "k2").status == 201
+        assert len(server.rows()) == 2
+
+
+def test_unexpected_error_is_500_and_is_logged(server: Server) -> None:
+    booked = server.book("acme")
+    # The trigger raises an IntegrityError that is not a conflict.
+    server.execute(
+        "CREATE TRIGGER closed BEFORE INSERT ON bookings "
+        "BEGIN SELECT RAISE(ABORT, 'closed on Mondays'); END"
+    )
+    response = server.book("acme", "2026-01-02T10:00:00Z", "k2")
+    problem = response.json
+    assert response.status == 500
+    assert response.headers["Content-Type"] == "application/problem+json"
+    assert set(problem) == {"type", "title", "status", "detail", "errors", "request_id"}
+    assert problem["type"] == "/problems/internal-error"
+    assert (problem["status"], problem["errors"]) == (500, [])
+    assert problem["title"] and len(problem["request_id"]) >= 8
+    hidden = ["Traceback", "sqlite", "SQL", "INSERT", "Integrity", "Mondays", "k2", "acme", ".py"]
+    assert not [word for word in hidden if word in response.body.decode()]
+    log = server.log.read_text()
+    assert [line for line in log.splitlines() if problem["request_id"] in line]
+    assert "IntegrityError: closed on Mondays" in log
+    again = server.book("acme", "2026-01-02T10:00:00Z", "k2")
+    assert again.json["request_id"] != problem["request_id"]
+    assert server.call("GET", "/bookings", X_Tenant_ID="acme").json == [booked.json]
+    assert len(server.rows()) == 1
+    server.execute("DROP TRIGGER closed")
+    assert server.book("acme", "2026-01-02T10:00:00Z", "k2").status == 201
+    assert len(server.rows()) == 2
+
+
+# --- The cost of a page
+
+
+def create_table(path: Path, count: int) -> sqlite3.Connection:
+    """Create a table of `count` bookings: tenants a and z have a third each, many others one."""
+    db = sqlite3.connect(path, isolation_level=None)
+    db.executescript(SCHEMA)
+    # The rows satisfy the rules. Verifying that would take most of the time.
+    db.executescript("PRAGMA ignore_check_constraints = ON; PRAGMA synchronous = OFF; BEGIN")
+    db.execute(
+        """INSERT INTO bookings (tenant_id, start_time_utc, idempotency_key)
+        WITH RECURSIVE n (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM n WHERE n + 1 < ?)
+        SELECT CASE n % 3 WHEN 0 THEN 'a' WHEN 1 THEN 'b' || n ELSE 'z' END,
+            strftime('%Y-%m-%dT%H:%M:%SZ', 1767225600 + n * 60, 'unixepoch'), 'k' || n FROM n""",
+        (count,),
+    )
+    db.execute("COMMIT")
+    return db
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Databases with 1,000 and with 300,000 bookings."""
+    paths = []
+    for count in (1_000, 300_000):
+        paths.append(tmp_path_factory.mktemp("table") / "bookings.db")
+        with contextlib.closing(create_table(paths[-1], count)) as db:
+            assert db.execute("SELECT count(*) FROM bookings").fetchone() == (count,)
+    return paths
+
+
+def test_page_is_one_index_search_without_scan_or_sort(tables: list[Path]) -> None:
+    for path in tables:
+        with contextlib.closing(sqlite3.connect(path)) as db:
+            indexes = {
+                tuple(column for _, _, column in db.execute(f"PRAGMA index_info({name})")): name
+                for _, name, unique, *_ in db.execute("PRAGMA index_list(bookings)")
+                if unique
+            }
+            index = indexes["tenant_id", "start_time_utc"]
+            search = (
+                f"SEARCH( TABLE)? bookings USING INDEX {index} "
+                r"\(tenant_id=\? AND start_time_utc>\? AND start_time_utc<\?\)"
+            )
+            # Without statistics, as the program creates the table, and with those of ANALYZE.
+            for statement in ("SELECT 1", "ANALYZE"):
+                db.execute(statement)
+                values = {"tenant_id": "a", "lower": "", "upper": "~", "limit": 101}
+                plan = db.execute(f"EXPLAIN QUERY PLAN {sql.PAGE}", values).fetchall()
+                details = [row[-1] for row in plan]
+                found = [detail for detail in details if "bookings" in detail]
+                assert len(found) == 1 and re.fullmatch(search, found[0]), details
+                assert not any("TEMP B-TREE" in detail for detail in details)
+                # Only the rows of the page are scanned, to aggregate them into one.
+                allowed = re.compile(r"SCAN (SUBQUERY [0-9]+|\(subquery-[0-9]+\))")
+                scans = [detail for detail in details if detail.startswith("SCAN")]
+                assert all(allowed.fullmatch(scan) for scan in scans), details
+            db.execute("DROP TABLE sqlite_stat1")
+
+
+# Bounds of a page within the bookings that a tenant has in both tables.
+EARLY, LATE = "2026-01-01T00:30:00Z", "2026-01-01T08:00:00Z"
+# Replaced with a start time near the end of tenant a's bookings, deep in the large table.
+END = "end"
+
+
+@pytest.mark.parametrize(
+    ("tenant", "start_from", "start_before", "after", "found"),
+    [
+        ("a", "", "", "", 100),
+        ("z", "", "", "", 100),
+        ("a", EARLY, "", "", 100),
+        ("a", "", "", LATE, 100),
+        ("a", EARLY, "9999-01-01T00:00:00Z", LATE, 100),
+        ("a", LATE, EARLY, "", 0),
+        ("a", END, "", "", 100),
+        ("a", "", "", END, 100),
+        ("a", EARLY, "9999-01-01T00:00:00Z", END, 100),
+        ("b1", "", "", "", 1),
+        ("nobody", "", "", "", 0),
+        ("zz", "", "", "", 0),
+    ],
+)
+def test_cost_of_page_does_not_depend_on_size_of_table(
+    tables: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+    tenant: str,
+    start_from: str,
+    start_before: str,
+    after: str,
+    found: int,
+) -> None:
+    # Count the steps of SQLite's virtual machine. Unlike times, they do not vary.
+    real = sqlite.connect
+    steps = 0
+
+    def step() -> None:
+        nonlocal steps
+        steps += 1
+
+    def counted(uri: str) -> sqlite3.Connection:
+        db = real(uri)
+        db.set_progress_handler(step, 1)
+        return db
+
+    monkeypatch.setattr(sqlite, "connect", counted)
+    costs = []
+    for path in tables:
+        with contextlib.closing(sqlite3.connect(path)) as db:
+            (end,) = db.execute(
+                "SELECT start_time_utc FROM bookings WHERE tenant_id = 'a' "
+                "ORDER BY start_time_utc DESC LIMIT 1 OFFSET 150"
+            ).fetchone()
+        bounds = (end if bound == END else bound for bound in (start_from, start_before, after))
+        sqlite.create_database(str(path))
+        with contextlib.closing(sqlite.SQLiteStore(str(path))) as store:
+            steps = 0
+            page = store.list_bookings(PageQuery(tenant, *bounds, limit=100))
+            costs.append(steps)
+            assert len(json.loads(page.array)) == found
+            assert page.more == (found == 100)
+    assert costs[0] == costs[1]
+    # A constant part and a few steps for each row of the page.
+    assert 0 < costs[0] < 200 + 50 * (found + 1)
