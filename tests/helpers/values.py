@@ -6,6 +6,14 @@ import itertools
 
 SLOT = "2026-01-01T10:00:00Z"
 MEMBERS = ("tenant_id", "start_time_utc", "idempotency_key")
+COLUMNS = ("id", *MEMBERS, "created_at")
+
+# A valid body for requests that are rejected for another reason, so that its key stays unused.
+VALID_BODY = {
+    "tenant_id": "rejected",
+    "start_time_utc": "2026-05-01T10:00:00Z",
+    "idempotency_key": "never used",
+}
 
 _numbers = itertools.count(1)
 
