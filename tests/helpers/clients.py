@@ -17,7 +17,7 @@ from typing import Any
 
 from bookings.server.http1 import MAX_BODY, MAX_HEADERS, MAX_REQUEST_LINE
 from tests.helpers.servers import SOON, Response, Server
-from tests.helpers.values import MEMBERS, SLOT, fresh_name
+from tests.helpers.values import MEMBERS, SLOT, fresh_name, utf8
 
 HOST = b"Host: localhost"
 TENANT = b"X-Tenant-ID: reader"
@@ -137,6 +137,26 @@ def assert_silent(connection: socket.socket) -> None:
     assert select.select([connection], [], [], 0.2)[0] == []
 
 
+def call_with_header_lines(
+    server: Server,
+    method: str,
+    target: str,
+    headers: Sequence[tuple[str, str]],
+    body: bytes = b"",
+) -> Response:
+    """Send exactly these headers. `Server.call` adds a Content-Type and sends no header twice."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=SOON)
+    with contextlib.closing(connection):
+        connection.putrequest(method, target)
+        for name, value in headers:
+            connection.putheader(name, utf8(value))
+        if method == "POST":
+            connection.putheader("Content-Length", str(len(body)))
+        connection.endheaders(body)
+        response = connection.getresponse()
+        return Response(response.status, response.headers, response.read())
+
+
 # --- Responses
 
 
@@ -202,3 +222,15 @@ def assert_serves(server: Server, before: Sequence[Any]) -> None:
     assert server.book(key, SLOT, key).status == 201
     assert server.rows() == [*before, (key, SLOT, key)]
     assert "Traceback" not in server.log.read_text()
+
+
+def rows_with(server: Server, value: str) -> list[tuple[Any, ...]]:
+    """Return the rows in which a field has this value."""
+    return [row for row in server.rows() if value in row]
+
+
+def assert_nothing_booked(server: Server, name: str) -> None:
+    """Assert that no row has this tenant or key, and that a booking can still use both."""
+    assert rows_with(server, name) == []
+    assert server.book(name, SLOT, name).status == 201
+    assert rows_with(server, name) == [(name, SLOT, name)]

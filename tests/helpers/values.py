@@ -23,6 +23,16 @@ def fresh_name() -> str:
     return f"fresh-{next(_numbers)}"
 
 
+def utf8(value: str) -> bytes:
+    """Encode a text that may contain lone surrogates, which UTF-8 cannot represent."""
+    return value.encode("utf-8", "surrogatepass")
+
+
+def short_id(value: object) -> str:
+    """Return a pytest id of up to 40 ASCII characters."""
+    return ascii(value)[:40]
+
+
 def slot_at(seconds: int) -> str:
     """Return the slot so many seconds after 2026-01-01T00:00:00Z, within January."""
     day, rest = divmod(seconds, 86400)
