@@ -1,29 +1,4 @@
-"""Hostile bytes: a corpus of raw requests with the answer beside each, and a mutator over it.
-
-Each file of tests/corpus/ holds one kind; each line of it is an entry, and one that begins with blanks goes on from
-the line before:
-
-    the answers, and then the connection | name | the bytes
-
-An answer is a status and a word: of a refusal its kind, of a booking that is made or replayed its tenant and key, for
-HEAD, which gets no body, HEAD. `100` is 100 Continue. Then the connection
-
-    goes on     and a request behind these bytes gets exactly its own answer
-    closes      and a booking behind these bytes is neither answered nor made
-    ends        as the client sends no more
-    leaves      as the client closes it, and reads nothing
-    resets      as the client breaks it
-
-The bytes have Python's escapes. `<<word>>` and `<<word rest>>` stand for a row of WORDS, `<<70000 a>>` for 70000 times
-`a`, `<<one or other rest>>` makes two entries. At `<<pause>>` the rest is sent later, at `<<await>>` when something has
-come back.
-
-The mutator runs for some seconds, and as long as is wanted, with other mutants:
-
-    python -m tests -k mutants --mutate-seconds 600 --mutate-seed 7
-
-A mutant that breaks the rules can be had again by its seed and number, or by its bytes, which the failure prints.
-"""
+"""Hostile bytes: a corpus of raw requests with the expected responses, and mutants of them."""
 
 from __future__ import annotations
 
@@ -45,13 +20,15 @@ import pytest
 
 from tests.helpers.clients import connect, responses
 from tests.helpers.servers import SOON, Response, Server, assert_problem, until
+from tests.helpers.values import MEMBERS, SLOT
 
-START = "2026-01-01T10:00:00Z"
+CORPUS = Path(__file__).parent.parent / "corpus"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-# Each is one character that no bytes have.
+# Placeholders for <<pause>> and <<await>>: characters that no bytes decode to.
 PAUSE, AWAIT = "\u2016", "\u2017"
 
-# {rest} is what follows the word, {size} the number of its bytes. Whoever asks is the tenant `reader`, who has no bookings.
+# {rest} is the text after the word, and {size} its length in bytes. The tenant `reader` has no
+# bookings.
 WORDS = {
     "pause": PAUSE,
     "await": AWAIT,
@@ -60,25 +37,27 @@ WORDS = {
     "json": r"Content-Type: application/json\r\n",
     "line": r"GET /bookings HTTP/1.1\r\n<<tenant>>",
     "absolute": r"GET http://localhost/bookings HTTP/1.1\r\n<<tenant>>",
-    "older": r"GET /bookings HTTP/1.0\r\n<<tenant>>",
+    "oldget": r"GET /bookings HTTP/1.0\r\n<<tenant>>",
     "get": "<<line>><<host>>",
     "post": r"POST /bookings HTTP/1.1\r\n<<host>><<json>>",
-    "old": r"POST /bookings HTTP/1.0\r\n<<host>><<json>>",
+    "oldpost": r"POST /bookings HTTP/1.0\r\n<<host>><<json>>",
     "page": r"POST /bookings HTTP/1.1\r\n<<host>>Origin: https://evil.example\r\n",
     "first": r"GET /bookings HTTP/1.1\r\n{rest}\r\n<<host>><<tenant>>\r\n",
     "last": r"<<get>>{rest}\r\n\r\n",
     "full": r"{rest}\r\n<<host>><<tenant>>\r\n",
-    "asked": r"GET {rest} HTTP/1.1\r\n<<host>>\r\n",
+    "target": r"GET {rest} HTTP/1.1\r\n<<host>>\r\n",
     "bare": r"{rest}\r\n\r\n",
     "body": r"Content-Length: {size}\r\n\r\n{rest}",
     "zeros": r"Content-Length: " + "0" * 30 + r"{size}\r\n\r\n{rest}",
     "chunk": r"{size:x}\r\n{rest}\r\n0\r\n\r\n",
-    "members": f'"tenant_id": "{{rest}}", "start_time_utc": "{START}", "idempotency_key": "{{rest}}"',
+    "members": '"tenant_id": "{rest}", '
+    f'"start_time_utc": "{SLOT}", '
+    '"idempotency_key": "{rest}"',
     "booking": "<<post>><<body {{<<members {rest}>>}}>>",
     "smuggled": "<<booking smuggled>>",
 }
-_INNERMOST = re.compile(r"<<([0-9]+|[a-z]+)(?: ((?:(?!<<|>>).)*))?>>")
-_CHOICE = re.compile(r"<<([a-z]+(?: or [a-z]+)+)(?= |>>)")
+INNERMOST_WORD = re.compile(r"<<([0-9]+|[a-z]+)(?: ((?:(?!<<|>>).)*))?>>")
+CHOICE = re.compile(r"<<([a-z]+(?: or [a-z]+)+)(?= |>>)")
 
 
 def unescaped(text: str) -> bytes:
@@ -86,21 +65,23 @@ def unescaped(text: str) -> bytes:
 
 
 def spelled_out(text: str) -> str:
-    """The text with all its words replaced, the innermost first."""
+    """Replace all words, the innermost first."""
 
     def replaced(match: Match[str]) -> str:
         word, rest = match[1], match[2] or ""
         if word.isdigit():
             return rest * int(word)
-        return WORDS[word].format(rest=rest, size=len(unescaped(rest.replace(PAUSE, "").replace(AWAIT, ""))))
+        size = len(unescaped(rest.replace(PAUSE, "").replace(AWAIT, "")))
+        return WORDS[word].format(rest=rest, size=size)
 
-    while _INNERMOST.search(text):
-        text = _INNERMOST.sub(replaced, text)
+    while INNERMOST_WORD.search(text):
+        text = INNERMOST_WORD.sub(replaced, text)
     return text
 
 
 def choices(text: str) -> list[str]:
-    choice = _CHOICE.search(text)
+    """Return one text for each combination of the words in `<<one or other>>`."""
+    choice = CHOICE.search(text)
     if not choice:
         return [text]
     ways = [text.replace(choice[0], f"<<{word}", 1) for word in choice[1].split(" or ")]
@@ -109,33 +90,54 @@ def choices(text: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Entry:
+    """A line of the corpus; see `read_corpus`."""
+
     name: str
     expected: tuple[tuple[int, str], ...]
-    then: str
+    ending: str
     sends: tuple[bytes, ...]
-    # What comes after each of the sends but the last: PAUSE or AWAIT.
+    # PAUSE or AWAIT after each of the sends except the last.
     between: tuple[str, ...]
 
     @property
     def booked(self) -> list[tuple[str, str, str]]:
-        return [(word, START, word) for status, word in self.expected if status == 201]
+        return [(word, SLOT, word) for status, word in self.expected if status == 201]
 
 
 def read_corpus() -> Iterator[Entry]:
-    for path in sorted((Path(__file__).parent / "corpus").glob("*.txt")):
-        lines = re.sub(r"\n[ ]+", "", path.read_text(encoding="ascii")).split("\n")
-        for line in lines:
+    r"""Yield the entries of tests/corpus/. An entry is one line:
+
+        responses, ending | name | bytes
+
+    A line that starts with spaces continues the line before it. A response is a status, and for a
+    problem its type, for a booking that is made or replayed its tenant and key, for a response to
+    HEAD the word HEAD. Status 100 is 100 Continue. The endings are
+
+        stays open            a later request on the connection gets its own response
+        closes                a later booking on the connection gets no response and is not made
+        client half-closes    the client sends no more, and reads
+        client closes         the client closes the connection and reads nothing
+        client resets         the client resets the connection and reads nothing
+
+    The bytes are written with Python's escapes. `<<word>>` and `<<word rest>>` stand for a row of
+    WORDS, `<<70000 a>>` for 70,000 times `a`; `<<one or other rest>>` makes two entries. At
+    `<<pause>>` the client waits a moment, at `<<await>>` until it has received something.
+    """
+    for path in sorted(CORPUS.glob("*.txt")):
+        lines = path.read_text(encoding="ascii")
+        lines = re.sub(r"\n +(\| )?", lambda match: " | " if match[1] else "", lines)
+        for line in lines.split("\n"):
             if not line or line.startswith("#"):
                 continue
-            # Where the bytes are none, an editor may have taken the last blank away.
+            # Editors remove the last space of an entry without bytes.
             said, name, text = f"{line} ".split(" | ", 2)
-            *expected, then = said.split(", ")
+            *expected, ending = said.split(", ")
             for number, choice in enumerate(choices(text[:-1])):
                 parts = re.split(f"([{PAUSE}{AWAIT}])", spelled_out(choice))
                 yield Entry(
                     f"{path.stem}: {name}" + (f" ({number})" if number else ""),
                     tuple((int(each[:3]), each[4:]) for each in expected),
-                    then,
+                    ending,
                     tuple(map(unescaped, parts[::2])),
                     tuple(parts[1::2]),
                 )
@@ -143,28 +145,29 @@ def read_corpus() -> Iterator[Entry]:
 
 ENTRIES = list(read_corpus())
 SMUGGLED = unescaped(spelled_out("<<smuggled>>"))
-# Its answer can be told from any other by its id.
+# The request id identifies the response.
 MARKER = unescaped(spelled_out(r"<<get>>X-Request-ID: marker\r\nConnection: close\r\n\r\n"))
 
 
-def exchange(server: Server, sends: Sequence[bytes], between: Sequence[str], then: str) -> bytes:
-    """All that comes back for these sends until the server closes; "" where the client does not wait for it."""
+def exchange(server: Server, sends: Sequence[bytes], between: Sequence[str], ending: str) -> bytes:
+    """Send, and return what is received until the server closes or the client leaves."""
     with connect(server) as connection:
         received = b""
         for sent, action in zip(sends, (*between, "")):
             connection.sendall(sent)
             if action == AWAIT:
-                assert select.select([connection], [], [], SOON)[0], "nothing came back"
-                # Left where it is, a reset will find it unread.
-                received += connection.recv(65536) if then != "resets" else b""
+                assert select.select([connection], [], [], SOON)[0], "nothing was received"
+                # Before a reset, leave the bytes unread.
+                received += connection.recv(65536) if ending != "client resets" else b""
             elif action == PAUSE:
-                # Long enough to be read alone, mostly. The answer must be the same if it was not.
+                # Usually long enough for the server to read the part alone. If not, the response
+                # must be the same.
                 time.sleep(0.005)
-        if then == "resets":
+        if ending == "client resets":
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        if then in ("leaves", "resets"):
+        if ending in ("client closes", "client resets"):
             return b""
-        if then == "ends":
+        if ending == "client half-closes":
             connection.shutdown(socket.SHUT_WR)
         while True:
             more = connection.recv(65536)
@@ -175,7 +178,7 @@ def exchange(server: Server, sends: Sequence[bytes], between: Sequence[str], the
 
 @dataclass(frozen=True)
 class Trial:
-    """One server for the whole corpus, and the rows that it must have by now."""
+    """One server for the whole corpus, and the rows that it must have."""
 
     server: Server
     rows: list[tuple[Any, ...]]
@@ -187,32 +190,32 @@ def trial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trial]:
         yield Trial(server, [])
 
 
-def assert_answer(answer: Response, status: int, word: str) -> None:
-    assert answer.status == status, answer.body
+def booking_in(response: Response) -> tuple[str, ...]:
+    return tuple(response.json[name] for name in MEMBERS)
+
+
+def assert_response(response: Response, status: int, word: str) -> None:
+    assert response.status == status, response.body
     if word == "HEAD":
-        assert answer.body == b""
+        assert response.body == b""
     elif status >= 400:
-        assert_problem(answer, status, word, *(error["field"] for error in answer.json["errors"]))
+        fields = [error["field"] for error in response.json["errors"]]
+        assert_problem(response, status, word, *fields)
     elif word:
-        booking = answer.json
-        assert (booking["tenant_id"], booking["start_time_utc"], booking["idempotency_key"]) == (
-            word,
-            START,
-            word,
-        )
-        assert ("Idempotent-Replayed" in answer.headers) == (status == 200)
+        assert booking_in(response) == (word, SLOT, word)
+        assert ("Idempotent-Replayed" in response.headers) == (status == 200)
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
-def test_the_corpus(trial: Trial, entry: Entry) -> None:
-    behind = {"goes on": MARKER, "closes": SMUGGLED}.get(entry.then, b"")
+def test_corpus_entry_gets_its_responses(trial: Trial, entry: Entry) -> None:
+    behind = {"stays open": MARKER, "closes": SMUGGLED}.get(entry.ending, b"")
     sends = (*entry.sends[:-1], entry.sends[-1] + behind)
-    received = exchange(trial.server, sends, entry.between, entry.then)
+    received = exchange(trial.server, sends, entry.between, entry.ending)
     expected_rows = [*trial.rows, *entry.booked]
-    unread = entry.then in ("leaves", "resets")
+    unread = entry.ending in ("client closes", "client resets")
     if unread:
         until(lambda: len(trial.server.rows()) >= len(expected_rows))
-    # Taken over as they are, so that what fails here does not fail all that follows.
+    # Take the rows as they are, so that a failure here does not fail all later entries.
     trial.rows[:] = trial.server.rows()
     assert trial.rows == expected_rows, received
     assert trial.server.log.read_text() == ""
@@ -223,60 +226,57 @@ def test_the_corpus(trial: Trial, entry: Entry) -> None:
     received = received.replace(CONTINUE, b"", 1)
     expected = [(status, word) for status, word in entry.expected if status != 100]
     found = responses(received, *(word for _, word in expected))
-    ids = [answer.headers["X-Request-ID"] for answer in found]
-    ends = ["Connection" in answer.headers for answer in found]
-    if entry.then == "goes on":
+    ids = [response.headers["X-Request-ID"] for response in found]
+    ends = ["Connection" in response.headers for response in found]
+    if entry.ending == "stays open":
         marked = found.pop()
         assert (marked.status, marked.body, ids.pop()) == (200, b"[]\n", "marker")
         assert ends == [False] * len(found) + [True]
-    elif entry.then == "closes":
+    elif entry.ending == "closes":
         assert ends == [False] * (len(found) - 1) + [True]
         assert found[-1].headers["Connection"] == "close"
     assert len(found) == len(expected)
-    for answer, (status, word) in zip(found, expected):
-        assert_answer(answer, status, word)
+    for response, (status, word) in zip(found, expected):
+        assert_response(response, status, word)
     assert "marker" not in ids
 
 
-def test_nothing_of_the_corpus_comes_late(trial: Trial) -> None:
-    """With the server at its end, so is every connection."""
+def test_corpus_leaves_no_late_booking(trial: Trial) -> None:
     trial.server.stop()
     assert trial.server.rows() == trial.rows
     assert trial.server.log.read_text() == ""
 
 
-# What tells one framing from another, to be inserted anywhere.
-TELLING = [
+# Bytes that affect framing, to be inserted anywhere.
+FRAMING_BYTES = [
     *(bytes([byte]) for byte in b'\r\n\0 \t:,;%/?"\\{[\xff09-'),
-    *b"\r\n\r\n|\r\n X: |\xc3\xa9|\xe2\x80\xa8|GET |HEAD |POST | HTTP/1.1\r\n|HTTP/1.0|Host: localhost\r\n".split(
-        b"|"
-    ),
-    *b"Content-Length: 0\r\n|Content-Length: 5\r\n|Transfer-Encoding: chunked\r\n|X-Tenant-ID: a\r\n".split(
-        b"|"
-    ),
-    *b"Connection: close\r\n|Expect: 100-continue\r\n".split(b"|"),
+    *b"\r\n\r\n|\r\n X: |\xc3\xa9|\xe2\x80\xa8|GET |HEAD |POST | HTTP/1.1\r\n".split(b"|"),
+    *b"HTTP/1.0|Host: localhost\r\n|Content-Length: 0\r\n|Content-Length: 5\r\n".split(b"|"),
+    *b"Transfer-Encoding: chunked\r\n|X-Tenant-ID: a\r\n|Connection: close\r\n".split(b"|"),
+    b"Expect: 100-continue\r\n",
     SMUGGLED,
 ]
-# Short enough for hundreds of mutants a second.
+# Short enough for hundreds of mutants per second.
 SEEDS = [seed for seed in (b"".join(entry.sends) for entry in ENTRIES) if 0 < len(seed) < 4000]
 
 
 def span(dice: random.Random, text: bytes) -> tuple[int, int]:
-    """Most often a short one."""
+    """Return start and end of a part of the text, usually a short one."""
     start = dice.randrange(len(text) + 1)
     return start, min(len(text), start + dice.choice((1, 1, 2, 4, 16, 256)))
 
 
 def flip(dice: random.Random, text: bytes, start: int, end: int) -> bytes:
-    return text[:start] + bytes(byte ^ 1 << dice.randrange(8) for byte in text[start:end]) + text[end:]
+    flipped = bytes(byte ^ 1 << dice.randrange(8) for byte in text[start:end])
+    return text[:start] + flipped + text[end:]
 
 
 def insert(dice: random.Random, text: bytes, start: int, end: int) -> bytes:
-    return text[:start] + dice.choice(TELLING) + text[start:]
+    return text[:start] + dice.choice(FRAMING_BYTES) + text[start:]
 
 
 def replace(dice: random.Random, text: bytes, start: int, end: int) -> bytes:
-    return text[:start] + dice.choice(TELLING) + text[end:]
+    return text[:start] + dice.choice(FRAMING_BYTES) + text[end:]
 
 
 def delete(dice: random.Random, text: bytes, start: int, end: int) -> bytes:
@@ -307,7 +307,7 @@ MUTATIONS: list[Callable[[random.Random, bytes, int, int], bytes]] = [
 
 
 def mutants(seed: int) -> Iterator[tuple[bytes, list[bytes]]]:
-    """Without end: a mutant, and the same in several sends."""
+    """Yield mutants forever, each whole and cut into parts."""
     dice = random.Random(seed)
     while True:
         text = dice.choice(SEEDS)
@@ -318,10 +318,10 @@ def mutants(seed: int) -> Iterator[tuple[bytes, list[bytes]]]:
 
 
 def framed(sent: bytes) -> tuple[list[str], int]:
-    """The method of each request that anybody could read from these bytes, and how many of them are whole.
+    """Return the methods of the requests that a lenient server could find, and how many are whole.
 
-    It knows nothing but where a head and a body end, so that it takes much that the server refuses; but behind a
-    request whose end is not certain there is none.
+    This knows only where heads and bodies end, so it accepts more than the server does. It finds
+    nothing after a request whose end is uncertain.
     """
     methods: list[str] = []
     while True:
@@ -338,32 +338,43 @@ def framed(sent: bytes) -> tuple[list[str], int]:
         sent = rest[length:]
 
 
-def assert_lawful(server: Server, sent: bytes, sends: Sequence[bytes]) -> list[Response]:
-    """What every answer to any bytes must be; all answers to these sends."""
+def assert_framing_rules(server: Server, sent: bytes, sends: Sequence[bytes]) -> list[Response]:
+    """Send the parts. Assert the rules that hold for all bytes, and return the responses."""
     started = time.monotonic()
-    received = exchange(server, sends, [""] * (len(sends) - 1), "ends").replace(CONTINUE, b"")
-    # The client has no more to send, so that nothing is worth waiting for.
+    received = exchange(server, sends, [""] * (len(sends) - 1), "client half-closes")
+    received = received.replace(CONTINUE, b"")
+    # After the half-close the server has nothing to wait for.
     assert time.monotonic() - started < 5
     methods, whole = framed(sent)
     found = responses(received, *methods)
     assert len(found) <= len(methods), received
-    assert all(answer.status < 500 or answer.status in (501, 505) for answer in found), received
-    ends = [answer.headers["Connection"] for answer in found]
+    statuses = [response.status for response in found]
+    assert all(status < 500 or status in (501, 505) for status in statuses), received
+    ends = [response.headers["Connection"] for response in found]
     assert set(ends[:-1]) <= {None}, received
-    # Where the server did not say that it closes, each request that was whole has its answer.
+    # Unless the server announced that it closes, each whole request got a response.
     assert ends[-1:] == ["close"] or len(found) == whole, received
     return found
 
 
 def outcome(found: Sequence[Response]) -> list[int]:
-    """The statuses, but for what may depend on time: a booking is replayed, one of two refusals at the end is first."""
-    statuses = [200 if answer.status == 201 else answer.status for answer in found]
+    """Return the statuses without what may depend on timing.
+
+    A booking is made or replayed. At the end, either of two rejections may come first.
+    """
+    statuses = [200 if response.status == 201 else response.status for response in found]
     if found and found[-1].headers["Connection"] == "close" and statuses[-1] >= 400:
         statuses[-1] = 400
     return statuses
 
 
-def test_mutants_of_the_corpus(server: Server, pytestconfig: pytest.Config) -> None:
+def test_mutants_of_corpus_obey_framing_rules(server: Server, pytestconfig: pytest.Config) -> None:
+    """Run for longer, with other mutants:
+
+        python -m tests -k mutants --mutate-seconds 600 --mutate-seed 7
+
+    A failure prints seed, number and bytes of the mutant.
+    """
     seed, seconds = (pytestconfig.getoption(f"--mutate-{name}") for name in ("seed", "seconds"))
     deadline = time.monotonic() + seconds
     booked: list[tuple[Any, ...]] = []
@@ -371,19 +382,16 @@ def test_mutants_of_the_corpus(server: Server, pytestconfig: pytest.Config) -> N
         if time.monotonic() > deadline:
             break
         try:
-            once, again = assert_lawful(server, sent, [sent]), assert_lawful(server, sent, parts)
-            # Nothing may depend on where packets are cut.
+            once = assert_framing_rules(server, sent, [sent])
+            again = assert_framing_rules(server, sent, parts)
+            # The responses must not depend on packet boundaries.
             assert outcome(once) == outcome(again)
-            booked += [
-                (answer.json["tenant_id"], answer.json["start_time_utc"], answer.json["idempotency_key"])
-                for answer in (*once, *again)
-                if answer.status == 201
-            ]
+            created = [response for response in (*once, *again) if response.status == 201]
+            booked += map(booking_in, created)
             assert server.log.read_text() == ""
         except Exception:
-            print(
-                f"mutant {number} of seed {seed}, in parts of {[len(part) for part in parts]} bytes: {sent!r}"
-            )
+            lengths = [len(part) for part in parts]
+            print(f"mutant {number} of seed {seed}, in parts of {lengths} bytes: {sent!r}")
             raise
     started = time.monotonic()
     assert server.call("GET", "/live").status == 200
