@@ -64,7 +64,7 @@ def test_request_cut_short_is_not_booked(shared_server: Server) -> None:
     assert_serves(shared_server, [*before, (key, SLOT, key)])
 
 
-def test_clients_that_vanish_leave_nothing(server: Server) -> None:
+def test_vanishing_clients_leave_nothing(server: Server) -> None:
     whole = post("gone")
     cut_short = (b"", b"P", whole[:40], whole[:-40], whole[:-1])
     for sent in (*cut_short, b"GARBAGE\r\n\r\n", get(), get() * 100):

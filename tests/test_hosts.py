@@ -1,4 +1,4 @@
-"""Host names: the protection against DNS rebinding, as a browser or a proxy would meet it."""
+"""Host names that the server accepts: the protection against DNS rebinding."""
 
 from __future__ import annotations
 

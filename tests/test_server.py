@@ -408,7 +408,7 @@ def test_shutdown_waits_for_stalled_request_until_deadline(tmp_path: Path) -> No
 
 
 @requires_proc
-def test_shutdown_completes_response_that_client_reads_slowly(tmp_path: Path) -> None:
+def test_shutdown_completes_response_to_slow_reader(tmp_path: Path) -> None:
     patch = "from bookings.server import server; server.ARRIVAL_SECONDS = 0.1"
     with serving(tmp_path, "--workers=1", patch=patch) as server:
         server.insert([("slow", slot_at(number), f"{number:0255}") for number in range(1000)])

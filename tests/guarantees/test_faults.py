@@ -36,7 +36,9 @@ from tests.helpers.servers import (
 from tests.helpers.storage import CONTROLLED_SYNC
 from tests.helpers.values import SLOT, slot_at
 
-movable = pytest.mark.skipif(os.name == "nt", reason="Windows cannot move or truncate an open file")
+requires_movable_files = pytest.mark.skipif(
+    os.name == "nt", reason="Windows cannot move or truncate an open file"
+)
 
 
 def timed(work: Callable[[], Response]) -> tuple[Response, float]:
@@ -140,7 +142,7 @@ def assert_unavailable(server: Server, cause: str) -> None:
 
 
 @pytest.fixture
-def another(tmp_path: Path) -> Path:
+def other_database(tmp_path: Path) -> Path:
     """Create another database of this program with 50 bookings, in a folder of its own."""
     folder = tmp_path / "another"
     folder.mkdir()
@@ -151,12 +153,12 @@ def another(tmp_path: Path) -> Path:
     return folder / "bookings.db"
 
 
-@movable
+@requires_movable_files
 @pytest.mark.parametrize(
     ("wal", "count"), [("left", 1), ("left", 2), ("removed", 2), ("replaced", 2)]
 )
 def test_replaced_database_is_neither_used_nor_damaged(
-    tmp_path: Path, another: Path, wal: str, count: int
+    tmp_path: Path, other_database: Path, wal: str, count: int
 ) -> None:
     """Acknowledged bookings are in the old file. The new file is used after a restart."""
     old = tmp_path / "old.db"
@@ -165,16 +167,16 @@ def test_replaced_database_is_neither_used_nor_damaged(
         with load(server) as done:
             if wal == "replaced":
                 # Another program uses the new file, so it has a WAL.
-                user = stack.enter_context(contextlib.closing(sqlite3.connect(another)))
+                user = stack.enter_context(contextlib.closing(sqlite3.connect(other_database)))
                 user.execute("SELECT count(*) FROM bookings").fetchone()
-                assert Path(f"{another}-wal").exists()
+                assert Path(f"{other_database}-wal").exists()
             os.link(server.database, old)
-            os.replace(another, server.database)
+            os.replace(other_database, server.database)
             for end in ("-wal", "-shm"):
                 if wal == "removed":
                     os.unlink(f"{server.database}{end}")
                 if wal == "replaced":
-                    os.replace(f"{another}{end}", f"{server.database}{end}")
+                    os.replace(f"{other_database}{end}", f"{server.database}{end}")
             until(lambda: done[-1][1].status == 503)
         assert_unavailable(server, "bookings.db")
         acknowledged = acknowledged_keys(done)
@@ -189,12 +191,12 @@ def test_replaced_database_is_neither_used_nor_damaged(
 
 
 @requires_fork
-def test_replacement_worker_rejects_replaced_database(tmp_path: Path, another: Path) -> None:
+def test_replacement_worker_rejects_replaced_database(tmp_path: Path, other_database: Path) -> None:
     """The other worker holds the old file and its WAL; using both would corrupt the database."""
     with serving(tmp_path, "--workers=2") as server:
         assert server.book().status == 201
         os.link(server.database, tmp_path / "old.db")
-        os.replace(another, server.database)
+        os.replace(other_database, server.database)
         os.kill(min(workers_of(server)), KILL)
         assert server.process.wait(SOON) == 1
         assert "bookings.db was replaced while the server was running" in server.log.read_text()
@@ -202,7 +204,7 @@ def test_replacement_worker_rejects_replaced_database(tmp_path: Path, another: P
     assert keys_in(server.database) == {f"another {number}" for number in range(50)}
 
 
-@movable
+@requires_movable_files
 def test_database_moved_away_and_back_keeps_acknowledged_bookings(tmp_path: Path) -> None:
     """The server creates no empty database in its place."""
     away = tmp_path / "away.db"
@@ -226,7 +228,7 @@ def test_database_moved_away_and_back_keeps_acknowledged_bookings(tmp_path: Path
         assert server.stop() == 0
 
 
-@movable
+@requires_movable_files
 def test_database_moved_away_during_sync_is_no_success(tmp_path: Path) -> None:
     with serving(tmp_path, patch=CONTROLLED_SYNC) as server:
         assert server.book().status == 201
@@ -248,7 +250,7 @@ def test_database_moved_away_during_sync_is_no_success(tmp_path: Path) -> None:
         assert [key for _, _, key in server.rows()] == ["k1", "k2"]
 
 
-@movable
+@requires_movable_files
 @pytest.mark.parametrize("ends", [["-wal"], ["-wal", "-shm"]], ids=["wal", "wal and shm"])
 def test_removed_wal_makes_requests_unavailable(tmp_path: Path, ends: list[str]) -> None:
     """A booking in a new WAL would be lost at the next start. The shutdown saves the old WAL."""
@@ -263,7 +265,7 @@ def test_removed_wal_makes_requests_unavailable(tmp_path: Path, ends: list[str])
         assert "Traceback" not in server.log.read_text()
 
 
-@movable
+@requires_movable_files
 @requires_fork
 def test_removed_shm_makes_requests_unavailable(tmp_path: Path) -> None:
     """SQLite's locks are in -shm: a worker with a new one would overwrite the others' pages."""
@@ -301,7 +303,7 @@ files._identity = identify_and_remove
 """
 
 
-@movable
+@requires_movable_files
 def test_wal_removed_during_request_stays_empty(tmp_path: Path) -> None:
     """SQLite creates a new WAL then. It must stay empty, because -shm belongs to the old WAL."""
     with serving(tmp_path, "--workers=1", patch=WAL_REMOVED_BETWEEN_CHECKS) as server:
@@ -359,7 +361,7 @@ def overwrite_with(byte: bytes) -> Callable[[Path], None]:
     return overwrite
 
 
-@movable
+@requires_movable_files
 @pytest.mark.parametrize(
     "damage",
     [cut_to_nothing, overwrite_with(b"\0")],
