@@ -166,7 +166,7 @@ class Connection:
             self._socket.sendall(http1.CONTINUE)
         body = self._read_body(length)
         request = api.Request(method, target, headers, body)
-        return request, http1.keeps_connection(headers, version)
+        return request, http1.keeps_connection(method, headers, version)
 
     def _take_request_line(self, line: str) -> http1.RequestLine | None:
         """Parse a request line and keep its method and target for the response and the log."""

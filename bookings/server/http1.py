@@ -131,8 +131,10 @@ def expects_continue(headers: Headers) -> bool:
     return bool(expectations)
 
 
-def keeps_connection(headers: Headers, version: tuple[int, int]) -> bool:
-    """Return whether the client wants to send another request on the connection."""
+def keeps_connection(method: str, headers: Headers, version: tuple[int, int]) -> bool:
+    """Return whether another request may follow on the connection."""
+    if method == "CONNECT":  # The bytes that follow are meant for a tunnel.
+        return False
     tokens = ",".join(headers.get("connection", ())).lower().split(",")
     return version > (1, 0) and not any(token.strip() == "close" for token in tokens)
 
