@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
+from typing import Any
 
 from bookings.stores import model, sql
 from bookings.stores.files import DatabaseFiles, Identities, open_descriptor, startup_errors
@@ -218,7 +219,7 @@ def set_busy_timeout(db: sqlite3.Connection, seconds: float) -> None:
     db.execute(f"PRAGMA busy_timeout = {int(1000 * max(0.0, seconds))}")
 
 
-def as_booking(row: tuple[int, str, str, str, str] | None) -> Booking | None:
+def as_booking(row: Iterable[Any] | None) -> Booking | None:
     return Booking(*row) if row else None
 
 
