@@ -8,7 +8,7 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from tests.helpers.clients import (
     assert_serves,
     connect,
     get,
+    only_response,
     post,
     request,
     responses,
@@ -30,6 +31,19 @@ from tests.helpers.clients import (
 )
 from tests.helpers.servers import SOON, InProcessServer, Server, all_from, assert_problem
 from tests.helpers.values import SLOT, fresh_name
+
+HALF_BODY = post("late")[:-20]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def stalled(shared_server: Server) -> Iterator[dict[str, socket.socket]]:
+    """Two requests that stall. Only the last test reads their responses, so that no test waits."""
+    sent = {"head": HALF_BODY.partition(b"\r\n\r\n")[0], "body": HALF_BODY}
+    with contextlib.ExitStack() as stack:
+        connections = {name: stack.enter_context(connect(shared_server)) for name in sent}
+        for name, connection in connections.items():
+            connection.sendall(sent[name])
+        yield connections
 
 
 @pytest.mark.parametrize(
@@ -81,8 +95,6 @@ def test_vanishing_clients_leave_nothing(server: Server) -> None:
         assert server.rows() == rows
         assert server.log.read_text() == ""
 
-
-HALF_BODY = post("late")[:-20]
 
 DEADLINES: dict[str, tuple[str, bytes, bytes, list[int]]] = {
     "silence": ("IDLE_SECONDS", b"", b"", []),
@@ -184,3 +196,22 @@ def test_response_is_sent_in_one_write(tmp_path: Path, monkeypatch: pytest.Monke
         assert [statuses(each) for each in written] == [[201], [200], [404], [400]]
         assert b"".join(written) == received
         assert server.rows() == [("k", SLOT, "k")]
+
+
+@pytest.mark.parametrize(
+    ("part", "limit"),
+    [("head", connection_module.HEAD_SECONDS), ("body", connection_module.BODY_SECONDS)],
+)
+def test_stalled_request_is_408_in_time(
+    shared_server: Server, stalled: dict[str, socket.socket], part: str, limit: float
+) -> None:
+    before = shared_server.rows()
+    connection = stalled[part]
+    connection.settimeout(limit + SOON)
+    received = b""
+    while more := connection.recv(65536):
+        received += more
+    response = only_response(received)
+    assert_problem(response, 408, "too-slow")
+    assert response.headers["Connection"] == "close"
+    assert shared_server.rows() == before

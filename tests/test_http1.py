@@ -1,13 +1,16 @@
-"""HTTP/1.1 over raw sockets: methods, HEAD, pipelining and the limits of a head.
+"""HTTP/1.1 over raw sockets: methods, HEAD, pipelining, limits, and framing errors.
 
 Bytes that no HTTP library would send are in guarantees/test_hostile_http.py.
 """
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from bookings.server.http1 import MAX_HEADER_BYTES, MAX_REQUEST_LINE
+from bookings.problems import PROBLEM_TYPES
+from bookings.server.http1 import MAX_BODY, MAX_HEADER_BYTES, MAX_HEADERS, MAX_REQUEST_LINE
 from tests.helpers.clients import (
     CLOSE,
     TENANT,
@@ -15,13 +18,14 @@ from tests.helpers.clients import (
     assert_silent,
     connect,
     get,
+    only_response,
     post,
     response_from,
     responses,
     statuses,
 )
 from tests.helpers.servers import Server, all_from, assert_problem
-from tests.helpers.values import SLOT
+from tests.helpers.values import SLOT, VALID_BODY
 
 LAST = get(CLOSE)
 
@@ -133,3 +137,78 @@ def test_head_one_byte_over_limit_is_rejected(
     assert statuses(shared_server.raw(line + b"\r\n" + headers, half_close=True)) == [status]
     assert statuses(shared_server.raw(line + b"\r\n" + headers[:-4] + b"a\r\n\r\n")) == [431]
     assert_serves(shared_server, before)
+
+
+# --- Framing errors: the server cannot tell where the request ends, or it ends too far away
+
+POST = b"POST /bookings HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+FRAMING: dict[str, tuple[bytes, int, str]] = {
+    "no request": (b"hello\r\n\r\n", 400, "malformed-request"),
+    "no Host": (b"GET /bookings HTTP/1.1\r\n\r\n", 400, "malformed-request"),
+    "length that is not a number": (
+        POST + b"Content-Length: +5\r\n\r\n12345",
+        400,
+        "malformed-request",
+    ),
+    "two lengths": (POST + b"Content-Length: 5\r\n" * 2 + b"\r\n12345", 400, "malformed-request"),
+    "no length": (POST + b"\r\n" + json.dumps(VALID_BODY).encode(), 411, "length-required"),
+    "chunked": (POST + CHUNKED, 501, "transfer-encoding"),
+    "chunked with a length": (POST + b"Content-Length: 5\r\n" + CHUNKED, 501, "transfer-encoding"),
+    "body over the limit": (
+        POST + b"Content-Length: %d\r\n\r\n" % (MAX_BODY + 1) + b" " * (MAX_BODY + 1),
+        413,
+        "body-too-large",
+    ),
+    "body far over the limit": (
+        POST + b"Content-Length: 99999999999999999999\r\n\r\n",
+        413,
+        "body-too-large",
+    ),
+    "target too long": (
+        b"GET /bookings?tenant_id=%s HTTP/1.1\r\nHost: x\r\n\r\n" % (b"x" * MAX_REQUEST_LINE),
+        414,
+        "target-too-long",
+    ),
+    "headers too long": (
+        POST + b"X: %s\r\n\r\n" % (b"x" * MAX_HEADER_BYTES),
+        431,
+        "headers-too-large",
+    ),
+    "headers too many": (POST + b"X: x\r\n" * MAX_HEADERS + b"\r\n", 431, "headers-too-large"),
+    "expectation": (
+        POST + b"Expect: a miracle\r\nContent-Length: 5\r\n\r\n12345",
+        417,
+        "expectation-failed",
+    ),
+    "rebound": (
+        b"GET /bookings HTTP/1.1\r\nHost: rebound.example\r\n\r\n",
+        421,
+        "unknown-host",
+    ),
+    "HTTP/2": (b"GET /bookings HTTP/2.0\r\nHost: x\r\n\r\n", 505, "http-version"),
+}
+PROVOKED_BY_OTHER_MODULES = {
+    *("malformed-json", "invalid-fields", "not-json"),
+    *("no-such-path", "no-such-booking", "method-not-allowed"),
+    *("slot-taken", "key-reused", "too-slow", "internal-error"),
+    *("database-busy", "database-unavailable", "database-full", "shutting-down"),
+}
+
+
+@pytest.mark.both_stores
+@pytest.mark.parametrize("case", FRAMING)
+def test_framing_error_is_rejected_and_closes_connection(shared_server: Server, case: str) -> None:
+    sent, status, problem_type = FRAMING[case]
+    before = shared_server.rows()
+    # If the connection stayed open, this request would be answered as well.
+    following = b"GET /bookings?tenant_id=x HTTP/1.1\r\nHost: x\r\n\r\n"
+    response = only_response(shared_server.raw(sent + following))
+    assert_problem(response, status, problem_type)
+    assert response.headers["Connection"] == "close"
+    assert shared_server.rows() == before
+
+
+def test_every_problem_type_is_provoked() -> None:
+    framing = {problem_type for _, _, problem_type in FRAMING.values()}
+    assert framing | PROVOKED_BY_OTHER_MODULES == set(PROBLEM_TYPES)
