@@ -45,6 +45,7 @@ ASIDE = [
     "tests/test_prove.py",
     "tests/test_request_log.py",
     "tests/test_rqlite.py",
+    "tests/test_rqlite_client.py",
     "tests/test_workers.py",
 ]
 
