@@ -20,8 +20,8 @@ from pathlib import Path
 import pytest
 
 from bookings.process import ServerProcess
-from tests.helpers.readme import DOCUMENTS, Step, needs_cluster, steps_of
-from tests.helpers.servers import CANONICAL, ROOT, SOON, copy_project
+from tests.helpers.readme import DOCUMENTS, Step, needs_cluster, normalized, steps_of
+from tests.helpers.servers import ROOT, SOON, copy_project
 
 each_document = pytest.mark.parametrize(
     "document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT))
@@ -163,13 +163,3 @@ def is_json(text: str) -> bool:
         with contextlib.suppress(ValueError):
             return all(isinstance(json.loads(document), (dict, list)) for document in documents)
     return False
-
-
-def normalized(text: str) -> str:
-    """Remove times, request ids, folders and the numbers of concurrent requests."""
-    text = re.sub(rf'("created_at": ?)"{CANONICAL.pattern}"', r"\1", text.replace("\r\n", "\n"))
-    text = re.sub(rf"{CANONICAL.pattern}$", "", text, flags=re.MULTILINE)
-    text = re.sub(r"^(Date:) .* GMT$", r"\1", text, flags=re.MULTILINE)
-    text = re.sub(r"^(X-Request-ID:) [0-9a-f]{16}$", r"\1", text, flags=re.MULTILINE)
-    text = re.sub(r"^(Bookings on .*, database )\S*/", r"\1", text, flags=re.MULTILINE)
-    return re.sub(r"\brace-[1-5]\b", "race", text)

@@ -14,6 +14,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,8 +27,8 @@ import pytest
 from bookings.stores import find_database
 from tests.helpers.clusters import ClusterServer, Node, cluster, free_ports, rqlited
 from tests.helpers.histories import Book, Call, List, run_client, send, violations
-from tests.helpers.readme import CLUSTER_COMMANDS
-from tests.helpers.servers import SOON, assert_problem, at_once, until
+from tests.helpers.readme import CLUSTER_STEPS, normalized
+from tests.helpers.servers import SOON, assert_problem, at_once, copy_project, until
 
 # Longest time from the election of a leader until each client has responses from each server.
 RESUME_SECONDS = 10.0
@@ -60,39 +61,57 @@ def trio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trio]:
         yield Trio(nodes, servers)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def readme_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Run the README's commands for three nodes on free ports; yield its --database, or "".
+class Session(NamedTuple):
+    """A shell that runs the documented commands for a cluster."""
 
-    They start first and are used last, so that the other tests fill the wait.
+    shell: subprocess.Popen[bytes]
+    folder: Path
+    database: str
+
+
+@pytest.fixture(scope="module", autouse=True)
+def documented_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session | None]:
+    """Run the commands on free ports; the output of each block goes to a file with its number.
+
+    The shell starts first and is used last, so that the other tests fill the wait.
     """
     program = rqlited()
-    if os.name == "nt" or not shutil.which("bash"):
-        yield ""
+    if os.name == "nt" or not (shutil.which("bash") and shutil.which("curl")):
+        yield None
         return
-    start_nodes, run = CLUSTER_COMMANDS
-    ports = {f"localhost:400{n}": f"localhost:{port}" for n, port in enumerate(free_ports(6), 1)}
-
-    def with_free_ports(command: str) -> str:
-        return re.sub("localhost:400[1-6]", lambda found: ports[found[0]], command)
-
-    base = tmp_path_factory.mktemp("readme")
-    script = f"{with_free_ports(start_nodes).replace('rqlited ', program + ' ')}wait"
-    with (base / "nodes.log").open("w") as log:
+    base = tmp_path_factory.mktemp("documented")
+    project, commands = base / "project", base / "bin"
+    copy_project(project)
+    commands.mkdir()
+    (commands / "python").symlink_to(sys.executable)
+    (commands / "rqlited").symlink_to(program)
+    documented = ["3000", "4001", "4002", "4003", "4004", "4005", "4006"]
+    ports = dict(zip(documented, map(str, free_ports(len(documented)))))
+    script = "".join(f"{{\n{step.command}}} >{n}\n" for n, step in enumerate(CLUSTER_STEPS))
+    script = re.sub(r"(?<=localhost:)[34]00[0-6]\b", lambda found: ports[found[0]], script)
+    found = re.search("BOOKINGS_DB=(.*)", script)
+    assert found
+    environment = {
+        **os.environ,
+        "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}",
+        "PORT": ports["3000"],
+        "TMPDIR": str(base),
+    }
+    with (base / "errors").open("w") as errors:
         # A new process group, so that the background processes of the shell can be killed.
         shell = subprocess.Popen(
             ["bash", "-c", script],
-            cwd=base,
-            stdout=log,
-            stderr=log,
+            cwd=project,
+            env=environment,
+            stdout=errors,
+            stderr=errors,
             start_new_session=True,
         )
     try:
-        found = re.fullmatch("python run.py --database (.*)\n", with_free_ports(run))
-        assert found
-        yield found[1]
+        yield Session(shell, project, found[1])
     finally:
-        os.killpg(shell.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(shell.pid, signal.SIGKILL)
         shell.wait()
 
 
@@ -232,21 +251,27 @@ def test_cluster_without_majority_responds_503_until_it_returns(trio: Trio) -> N
     assert_sound(trio, load)
 
 
-def test_readme_commands_start_cluster_that_serves_bookings(
-    readme_database: str, tmp_path: Path
+def test_documented_commands_start_cluster_that_serves_bookings(
+    documented_session: Session | None, tmp_path: Path
 ) -> None:
-    if not readme_database:
-        pytest.skip("the README's commands need bash")
-    with contextlib.closing(ClusterServer(tmp_path, database=readme_database)) as server:
-        assert server.startup_line.endswith(f", database {readme_database}\n")
-        assert server.book().status == 201
+    if not documented_session:
+        pytest.skip("the documented commands need bash and curl")
+    shell, folder, database = documented_session
+    shell.wait(SOON)
+    for number, step in enumerate(CLUSTER_STEPS):
+        # rqlite's responses do not end with a newline.
+        printed = (folder / str(number)).read_text().rstrip("\n")
+        assert normalized(printed) == normalized(step.output.rstrip("\n")), step.command
+    with contextlib.closing(ClusterServer(tmp_path, database=database)) as server:
+        assert server.startup_line.endswith(f", database {database}\n")
+        assert server.book(start="2026-01-02T10:00:00Z").status == 201
         assert_problem(server.book(key="k2"), 409, "slot-taken", "start_time_utc")
         listed = server.call("GET", "/bookings?tenant_id=acme").json
-        with find_database(readme_database).read() as reader:
+        with find_database(database).read() as reader:
             shown = [booking._asdict() for booking in reader.bookings(None, "", "", -1)]
         assert shown == listed
     # All three nodes have joined.
-    addresses = readme_database.partition("//")[2].split(",")
+    addresses = database.partition("//")[2].split(",")
     for address in addresses:
         connection = http.client.HTTPConnection(address, timeout=SOON)
         with contextlib.closing(connection):
