@@ -78,14 +78,13 @@ def book(url: str, request: Request) -> Response:
     return call(url, "POST", "/bookings", request._asdict())
 
 
-def retry_until_answered(url: str, request: Request) -> Response:
+def retry_until_answered(url: str, request: Request, interrupted: threading.Event) -> Response:
     """Repeat a request as a client does that gets no response."""
     deadline = time.monotonic() + RESPONSE_SECONDS
     while True:
         response = book(url, request)
-        if response[0] not in (0, 503) or time.monotonic() > deadline:
+        if response[0] not in (0, 503) or time.monotonic() > deadline or interrupted.wait(0.02):
             return response
-        time.sleep(0.02)
 
 
 def at_once(requests: Sequence[Request], urls: Sequence[str]) -> list[Response]:
@@ -185,13 +184,13 @@ def by_hand(target: Target, tenant: str) -> tuple[str, str]:
 def kills(target: Target, tenant: str) -> tuple[str, str]:
     """the servers are killed three times under load, and clients repeat unanswered requests"""
     results: list[tuple[Request, Response]] = []
-    stop = threading.Event()
+    stop, interrupted = threading.Event(), threading.Event()
 
     def load(thread: int) -> None:
         url = target.urls[thread % len(target.urls)]
         for slot in range(3600):
             request = Request(f"{tenant}-{thread}", start(slot), f"{tenant}:{thread}:{slot}")
-            results.append((request, retry_until_answered(url, request)))
+            results.append((request, retry_until_answered(url, request, interrupted)))
             if stop.is_set():
                 return
 
@@ -206,6 +205,9 @@ def kills(target: Target, tenant: str) -> tuple[str, str]:
                     process.kill()
                 for process in target.processes:
                     process.start()
+        except BaseException:  # Ctrl+C: the servers may not come back.
+            interrupted.set()
+            raise
         finally:
             stop.set()
         for each in loads:
