@@ -70,7 +70,8 @@ def signals_deferred() -> Iterator[None]:
     if threading.current_thread() is threading.main_thread():  # Only it receives signals.
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):
             number = getattr(signal, name, None)
-            if number:
+            # The new process inherits an ignored signal, such as SIGHUP under nohup.
+            if number and signal.getsignal(number) != signal.SIG_IGN:
                 previous[number] = signal.getsignal(number)
                 signal.signal(number, lambda number, frame: arrived.append(number))
     try:
