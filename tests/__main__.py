@@ -46,6 +46,7 @@ ASIDE = [
     "tests/test_request_log.py",
     "tests/test_rqlite.py",
     "tests/test_rqlite_client.py",
+    "tests/test_server.py",
     "tests/test_workers.py",
 ]
 
