@@ -1,4 +1,4 @@
--- The table of bookings and every rule it keeps. The two UNIQUE constraints decide between
+-- The table of bookings and all its rules. The two UNIQUE constraints decide between
 -- concurrent INSERTs, whether they come from the server, a second server or a SQL client.
 -- Plain SQL for SQLite 3.34 and newer:  sqlite3 bookings.db < schema.sql
 --
@@ -12,9 +12,11 @@ CREATE TABLE IF NOT EXISTS bookings (
         CONSTRAINT "id must be between 1 and 2^53 - 1"
         CHECK (id BETWEEN 1 AND 9007199254740991),
 
+    -- length() stops at a NUL, so the bytes are limited as well: 255 characters of four bytes.
     tenant_id TEXT NOT NULL
         CONSTRAINT "tenant_id must be text of 1 to 255 characters"
-        CHECK (typeof(tenant_id) = 'text' AND length(tenant_id) BETWEEN 1 AND 255),
+        CHECK (typeof(tenant_id) = 'text' AND length(tenant_id) BETWEEN 1 AND 255
+            AND length(CAST(tenant_id AS BLOB)) <= 1020),
 
     -- One spelling per instant: with two, UNIQUE would let the same slot be booked twice.
     -- '+0 seconds' makes strftime normalize the date, so 30 February does not match itself.
@@ -26,7 +28,8 @@ CREATE TABLE IF NOT EXISTS bookings (
 
     idempotency_key TEXT NOT NULL
         CONSTRAINT "idempotency_key must be text of 1 to 255 characters"
-        CHECK (typeof(idempotency_key) = 'text' AND length(idempotency_key) BETWEEN 1 AND 255),
+        CHECK (typeof(idempotency_key) = 'text' AND length(idempotency_key) BETWEEN 1 AND 255
+            AND length(CAST(idempotency_key AS BLOB)) <= 1020),
 
     -- The server passes the time itself; the default serves hand-written INSERTs.
     created_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%SZ', 'now'))

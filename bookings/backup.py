@@ -15,6 +15,7 @@ import tempfile
 
 from bookings import settings
 from bookings.stores import find_database
+from bookings.stores.files import absolute_path
 from bookings.stores.model import CannotOpen
 from bookings.terminal import print_if_possible, run_command
 
@@ -30,7 +31,7 @@ def main() -> int:
     parser.add_argument("--force", action="store_true", help="replace the file if it exists")
     settings.add_database(parser)
     options = parser.parse_args()
-    count = back_up(options.database, os.path.abspath(options.file), options.force)
+    count = back_up(options.database, absolute_path(options.file), options.force)
     print_if_possible(f"{count} booking{'' if count == 1 else 's'} copied to {options.file}")
     return 0
 
@@ -69,6 +70,8 @@ def back_up(database: str, target: str, force: bool) -> int:
 
 def verify_target(database: str, target: str, force: bool) -> None:
     """Raise CannotOpen if a copy must not be written to `target`."""
+    if not os.path.isdir(os.path.dirname(target)):
+        raise CannotOpen(f"{target}: its directory does not exist; create it or name another file")
     if os.path.isdir(target):
         raise CannotOpen(f"{target} is a directory; name a file in it")
     if os.path.exists(target) and not os.path.isfile(target):

@@ -50,7 +50,9 @@ class ServerProcess:
 
     def kill(self) -> None:
         """Kill the server and its workers without a warning."""
-        with suppress(ProcessLookupError):
+        if self.process.returncode is not None:  # The system may have given its id away.
+            return
+        with suppress(ProcessLookupError, PermissionError):  # macOS: the process is a zombie.
             if hasattr(os, "killpg"):
                 os.killpg(self.process.pid, signal.SIGKILL)
             else:

@@ -71,7 +71,7 @@ def option(validate: Callable[[str], object]) -> Callable[[str], object]:
 
 def positive_number(value: str) -> int:
     if not (value.isascii() and value.isdigit() and len(value) <= 18 and int(value) > 0):
-        raise ValueError("is not a number from 1 up, of at most 18 digits")
+        raise ValueError("is not a positive number of at most 18 digits")
     return int(value)
 
 

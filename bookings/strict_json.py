@@ -28,7 +28,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ValueError(f"it is not UTF-8 at byte {error.start}") from None
     if source.startswith("\ufeff"):
-        raise ValueError("it starts with a byte order mark; send it without one")
+        raise ValueError("it starts with a byte order mark; remove it")
     if source.count("[") + source.count("{") > MAX_DEPTH:
         _reject_deep_nesting(source)
     members = _DECODER.decode(source)

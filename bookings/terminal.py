@@ -28,8 +28,7 @@ def run_command(name: str, command: Callable[[], int], broken_pipe: int = 1) -> 
         return broken_pipe
     except OSError as error:
         discard_output()
-        where = f"{error.filename}: " if error.filename else ""
-        return fail(name, f"{where}{error.strerror or error}")
+        return fail(name, f"{error.filename or 'cannot print'}: {error.strerror or error}")
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
 

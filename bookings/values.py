@@ -28,9 +28,9 @@ def text(value: object) -> str:
     if not 1 <= len(value) <= MAX_CHARACTERS:
         raise ValueError(f"has {len(value)} characters; send 1 to {MAX_CHARACTERS}")
     if not _TEXT.fullmatch(value):
-        raise ValueError("has a control character or invalid Unicode; send it without")
+        raise ValueError("has a control character or invalid Unicode; remove it")
     if value != value.strip():
-        raise ValueError("has white space at an end; send it without")
+        raise ValueError("has white space at an end; remove it")
     return value
 
 
@@ -45,9 +45,9 @@ def instant(value: object) -> str:
     try:
         local = datetime(*map(int, re.findall("[0-9]+", canonical)))  # type: ignore[arg-type]
     except ValueError as error:
-        raise ValueError(
-            f"does not exist: {error}; hours go to 23, minutes and seconds to 59"
-        ) from None
+        raise ValueError(f"does not exist: {error}") from None
+    if local.year < 1970:
+        raise ValueError("is out of range; years go from 1970 to 9999")
     if match["fraction"] and match["fraction"].strip("0"):
         raise ValueError(
             "has a fraction of a second; slots start on whole seconds, like 2026-01-01T10:00:00Z"
@@ -60,8 +60,6 @@ def instant(value: object) -> str:
         offset = timedelta(hours=int(match["hours"]), minutes=int(match["minutes"]))
         if offset:
             raise ValueError(f"is not in UTC; {_utc_equivalent(local, offset, match['sign'])}")
-    if local.year < 1970:
-        raise ValueError("is out of range; years go from 1970 to 9999")
     return canonical
 
 

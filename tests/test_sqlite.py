@@ -277,3 +277,13 @@ def test_cost_of_page_does_not_depend_on_size_of_table(
     assert costs[0] == costs[1]
     # A constant part and a few steps for each row of the page.
     assert 0 < costs[0] < 200 + 50 * (found + 1)
+
+
+def test_unique_index_of_operator_is_no_taken_slot(server: Server) -> None:
+    """Only the table's own constraints mean that a slot or a key is taken."""
+    server.execute("CREATE UNIQUE INDEX extra ON bookings (lower(start_time_utc))")
+    assert server.book("acme", key="k1").status == 201
+    response = server.book("other", key="k2")
+    assert response.status == 500
+    assert response.json["type"] == "/problems/internal-error"
+    assert [row[0] for row in server.rows()] == ["acme"]

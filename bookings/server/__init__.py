@@ -7,5 +7,5 @@
     server       accepts connections, bounds their number, shuts down
     workers      processes that share a listening socket, and their supervisor
 
-No module here knows about bookings or SQL.
+No module here knows about SQL or the fields of a booking.
 """

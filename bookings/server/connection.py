@@ -38,7 +38,7 @@ LINGER_SECONDS = 1.0
 # client has just connected, so its request is already here.
 LATE_SECONDS = 0.1
 
-# The request ids that are adopted: nothing that could be taken for another part of a log line.
+# Request ids accepted from clients. The characters cannot imitate other parts of a log line.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _RECEIVE_BYTES = 65536
 
@@ -155,7 +155,7 @@ class Connection:
         ids = headers.get("x-request-id", [])
         if len(ids) == 1 and _REQUEST_ID.fullmatch(ids[0]):
             self._request_id = ids[0]
-        http1.verify_head(version, len(lines))
+        http1.verify_limits(version, len(lines))
         host = http1.host(headers, version)
         if host is not None and not self._shared.hosts.accepts(host):
             detail = "Send localhost or the server's address, or allow this name: --allowed-hosts."

@@ -3,7 +3,7 @@
 The grammar is stricter than the RFC requires: a line ends in CRLF, and a request whose end is
 uncertain is rejected, so that no byte of a body is ever parsed as a request. `http.server` accepts
 HTTP/0.9, bare line feeds, folded and repeated headers, and signs in a length; its parser is not
-used. Every function raises Problem for what it rejects.
+used. A function raises Problem unless its docstring says otherwise.
 """
 
 from __future__ import annotations
@@ -94,7 +94,8 @@ def parse_headers(lines: Sequence[str]) -> dict[str, list[str]]:
     return headers
 
 
-def verify_head(version: tuple[int, int], header_count: int) -> None:
+def verify_limits(version: tuple[int, int], header_count: int) -> None:
+    """Reject another major version, and too many headers."""
     if version[0] != 1:
         raise Problem("http-version", "Send the request as HTTP/1.1.")
     if header_count > MAX_HEADERS:

@@ -25,8 +25,9 @@ try:
 except ImportError:  # Windows has no limit on file descriptors.
     resource = None  # type: ignore[assignment]
 
-# Most connections at a time. A thread takes about 50 KiB. Beyond the limit, the connection that
-# has been idle longest is closed for a new one; if none is idle, new ones wait in the backlog.
+# Maximum number of simultaneous connections. A thread takes about 50 KiB. Beyond the limit, the
+# connection that has been idle longest is closed for a new one; if none is idle, new ones wait in
+# the backlog.
 MAX_CONNECTIONS = 1000
 # A connection that has been idle for less is not closed for a new one, because a request may be
 # on its way; a lost packet is sent again after 1 s (RFC 6298).
@@ -42,7 +43,7 @@ BACKLOG = 1024
 # packet that was lost twice is sent again within 3 s (RFC 6298).
 ARRIVAL_SECONDS = 3.0
 # How long a shutdown waits for responses, ARRIVAL_SECONDS included: the rest is BUSY_SECONDS of
-# the store. Docker, for one, kills a process 10 s after it asked it to stop.
+# the store. Docker kills a process 10 s after SIGTERM.
 DRAIN_SECONDS = 8.0
 
 _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -82,20 +83,20 @@ class BookingServer(ThreadingHTTPServer):
         self.socket.close()
         self.socket = listener
         self._shared = Shared(store, HostPolicy(allowed_hosts, address[0]))
-        self._free_places = threading.Semaphore(_max_connections())
+        self._free_connections = threading.Semaphore(_max_connections())
         self._connections: set[socket.socket] = set()
         self._connection_ended = threading.Condition()
 
     def get_request(self) -> tuple[socket.socket, Any]:
         """Accept a connection. An OSError makes the accept loop try again."""
-        if not self._free_places.acquire(blocking=False):
+        if not self._free_connections.acquire(blocking=False):
             self._close_longest_idle()
-            if not self._free_places.acquire(timeout=0.5):
+            if not self._free_connections.acquire(timeout=0.5):
                 raise OSError("too many connections")
         try:
             return super().get_request()
         except OSError as error:
-            self._free_places.release()
+            self._free_connections.release()
             if error.errno in _OUT_OF_DESCRIPTORS:
                 # The connection stays in the backlog; without a pause the loop would spin.
                 time.sleep(0.1)
@@ -149,7 +150,7 @@ class BookingServer(ThreadingHTTPServer):
         stop_reading(connection for connection, since in oldest if since < settled)
 
     def _end_connection(self, request: Any) -> None:
-        self._free_places.release()
+        self._free_connections.release()
         with self._connection_ended:
             self._connections.discard(request)
             self._connection_ended.notify_all()

@@ -29,7 +29,7 @@ from bookings.stores.model import CannotOpen, Store
 STARTUP_SECONDS = 1.0
 # Consecutive failures at startup, per worker, after which the supervisor gives up.
 MAX_STARTUP_FAILURES = 5
-# How often an idle accept loop looks for a shutdown. A look costs 20 us.
+# How often an idle accept loop looks for a shutdown. A poll costs 20 us.
 POLL_SECONDS = 0.05
 # How long the supervisor waits for workers before it kills them: longer than they drain, and
 # shorter than the 10 s after which Docker kills all of them.

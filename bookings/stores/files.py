@@ -16,7 +16,7 @@ from bookings.stores.model import CannotOpen
 OLDEST_SQLITE = (3, 34, 0)
 
 # Device and inode of each path. They identify a file even after it was renamed.
-Identities = Mapping[str, "tuple[int, int]"]
+Identities = Mapping[str, tuple[int, int]]
 
 
 class DatabaseFiles:

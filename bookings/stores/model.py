@@ -41,7 +41,7 @@ class Page(NamedTuple):
 
     array: str  # JSON
     last_start: str | None
-    more: bool  # Whether bookings follow after `last_start`.
+    more: bool  # Whether more bookings follow.
 
 
 class Outcome(enum.Enum):

@@ -155,7 +155,9 @@ class RqliteClient:
     ) -> dict[str, Any]:
         # All values travel as one JSON text. rqlite would turn a parameter like X'41' into a blob.
         parameters = [json.dumps(values, ensure_ascii=False)] if values else []
-        body = json.dumps([[_with_json_values(statement), *parameters]]).encode()
+        if values:
+            statement = _with_json_values(statement)
+        body = json.dumps([[statement, *parameters]]).encode()
         result = self._send("POST", target, body, deadline, NODE_SECONDS, _read_result)
         if "error" in result:
             rejected = Rejected(result["error"])

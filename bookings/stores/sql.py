@@ -31,8 +31,9 @@ PAGE = f"""
         WHERE tenant_id = :tenant_id AND start_time_utc > :lower AND start_time_utc < :upper
         ORDER BY start_time_utc LIMIT :limit)"""
 
-# How SQLite's message starts when a UNIQUE constraint rejects an INSERT.
-UNIQUE_VIOLATION = "UNIQUE constraint failed"
+# How SQLite's message starts when a UNIQUE constraint of the table rejects an INSERT. The message
+# names an index that an operator added in another way.
+UNIQUE_VIOLATION = "UNIQUE constraint failed: bookings."
 
 
 def read_page(fetch_row: Callable[[str, Values], Any], query: PageQuery) -> Page:

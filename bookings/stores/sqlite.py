@@ -67,7 +67,7 @@ class SQLiteStore:
                 self._files.expect({**self._files.identify(), **(identities or {})})
                 self._files.verify()
                 self._files.sync_directory()
-            except OSError as error:
+            except (OSError, CannotOpen) as error:
                 self._idle_connection.close()
                 raise CannotOpen(str(error)) from error
 
@@ -126,7 +126,7 @@ class SQLiteStore:
         """
         started = time.monotonic()
         with translate_errors(), open_descriptor(self._files.wal, os.O_RDWR) as wal:
-            with closing(connect(self._uri, QUEUE_SECONDS)) as db:
+            with closing(connect(self._uri)) as db:
                 self._files.verify(self._files.path)
                 # NORMAL leaves syncing the WAL to us. FULL would sync it while holding the write
                 # lock: 107 bookings/s instead of 2,233 with 16 clients and a 4 ms sync.
@@ -136,8 +136,7 @@ class SQLiteStore:
                 self._files.verify(self._files.wal, self._files.shm)
                 queue = WriteQueue(wal)
                 queue.enter()
-                if time.monotonic() - started > QUEUE_SECONDS:
-                    set_busy_timeout(db, 0)
+                set_busy_timeout(db, QUEUE_SECONDS - (time.monotonic() - started))
 
                 def execute(statement: str, values: sql.Values) -> sqlite3.Cursor:
                     try:
@@ -207,9 +206,9 @@ def verify_tables(db: sqlite3.Connection, path: str) -> None:
     verify_schema(_encoding(db), db.execute(OBJECTS).fetchall(), path)
 
 
-def connect(uri: str, timeout: float = BUSY_SECONDS) -> sqlite3.Connection:
-    """Open a connection in autocommit mode that waits this long for locks."""
-    db = sqlite3.connect(uri, uri=True, timeout=timeout, isolation_level=None)
+def connect(uri: str) -> sqlite3.Connection:
+    """Open a connection in autocommit mode that waits BUSY_SECONDS for locks."""
+    db = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None)
     # No rule rejects text that is not UTF-8. Such a row must not make a tenant's list fail.
     db.text_factory = _decode_leniently
     return db
