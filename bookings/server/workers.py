@@ -2,12 +2,16 @@
 
 Only the supervisor holds the write end of the shutdown pipe. Its end tells the workers to shut
 down, also when the supervisor is killed, and cannot arrive twice as a signal to the process group
-does. Each worker opens its own store after the fork: SQLite's locks do not survive one. A single
-worker runs without a supervisor.
+does. Each worker opens its own store after the fork: SQLite's locks do not survive one. Where a
+process cannot fork, it serves without a supervisor.
+
+A worker whose sync fails ends at once. The supervisor then kills the others, settles the files
+while no connection is open, and starts new workers.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import select
@@ -24,6 +28,7 @@ from bookings.server.server import DRAIN_SECONDS, BookingServer
 from bookings.stores import Database
 from bookings.stores.files import Identities
 from bookings.stores.model import CannotOpen, Store
+from bookings.stores.shared import SharedState
 
 # A worker that exits within this time failed at startup.
 STARTUP_SECONDS = 1.0
@@ -34,6 +39,9 @@ POLL_SECONDS = 0.05
 # How long the supervisor waits for workers before it kills them: longer than they drain, and
 # shorter than the 10 s after which Docker kills all of them.
 STOP_TIMEOUT = DRAIN_SECONDS + 1.0
+# How often the supervisor tries to settle the files of a disk that fails, and how often it says so.
+SETTLE_SECONDS = 0.2
+REPORT_SECONDS = 60.0
 # `timeout` signals both the process and its group; count two signals within this time as one. A
 # person needs longer to press Ctrl+C twice.
 SAME_SIGNAL_SECONDS = 0.01
@@ -56,11 +64,11 @@ def serve(
 ) -> int:
     """Serve with `count` workers until a signal arrives. Return the exit code.
 
-    `announce` is called once the workers have opened the database. Raises CannotOpen if a single
-    worker cannot, and OSError if the system has no room for that many processes.
+    `announce` is called once the workers have opened the database. Raises OSError if the system
+    has no room for that many processes.
     """
-    if count == 1:
-        store = database.open_store(None)
+    if not hasattr(os, "fork"):
+        store = database.open_store(None, SharedState())
         return run_worker(listener, store, allowed_hosts, STOP_SIGNALS, announce)
     return Supervisor(listener, database, allowed_hosts).run(count, announce)
 
@@ -130,6 +138,7 @@ class Supervisor:
         # A replacement must serve the same files as the first workers. The first ones accept any
         # files, because another server that starts may create and delete the WAL meanwhile.
         self._identities: Identities | None = None
+        self._shared = SharedState()
         # The process ids of the workers, and when each was started.
         self._workers: dict[int, float] = {}
         self._shutting_down, self._stop_deadline = False, 0.0
@@ -193,8 +202,12 @@ class Supervisor:
     def _reap_worker(self, worker: int, status: int, count: int) -> None:
         """Note the end of a worker, and start another one unless the server is shutting down."""
         lifetime = time.monotonic() - self._workers.pop(worker)
+        self._shared.queue.repair()
         if self._shutting_down:
             self._failed = self._failed or status != 0
+            return
+        if self._shared.sync_failed:
+            self._restart_from_disk(count)
             return
         self._startup_failures = self._startup_failures + 1 if lifetime < STARTUP_SECONDS else 0
         if self._startup_failures >= MAX_STARTUP_FAILURES * count:
@@ -207,6 +220,35 @@ class Supervisor:
             self._spawn_worker()
         except OSError as error:  # The other workers continue.
             _logger.error("cannot start another worker: %s", error.strerror)
+
+    def _restart_from_disk(self, count: int) -> None:
+        """Replace all workers after a failed sync, as soon as the disk accepts writes again."""
+        self._kill_workers()
+        for worker in list(self._workers):
+            os.waitpid(worker, 0)
+            del self._workers[worker]
+        next_report = time.monotonic()
+        while not self._shutting_down:
+            try:
+                if not self._database.settle():
+                    _logger.error("another program has the database open; its WAL is not verified")
+                break
+            except OSError as error:
+                if error.errno == errno.EROFS:
+                    _logger.error("the file system is read-only now; repair it, then restart")
+                    self._failed = True
+                    self._shut_down()
+                elif time.monotonic() >= next_report:
+                    _logger.error("waiting for the disk: %s", error)
+                    next_report += REPORT_SECONDS
+            time.sleep(SETTLE_SECONDS)
+        self._shared.reset()
+        # While no worker ran, another program may have closed the database and deleted the WAL.
+        name = self._database.name
+        self._identities = {p: i for p, i in (self._identities or {}).items() if p == name}
+        if not self._start_workers(count) and not self._shutting_down:
+            self._failed = True
+            self._shut_down()
 
     def _spawn_worker(self, ready: int | None = None) -> None:
         # Blocked, because a signal between the test and the fork would leave a worker behind, and
@@ -241,7 +283,7 @@ class Supervisor:
 
             status = run_worker(
                 self._listener,
-                self._database.open_store(self._identities),
+                self._database.open_store(self._identities, self._shared),
                 self._allowed_hosts,
                 [signal.SIGTERM],
                 report_ready,

@@ -4,7 +4,9 @@
     sql            the statements that both stores run
     schema         reads schema.sql and verifies tables
     files          the files of a SQLite database
+    shared         state that all workers share
     write_queue    fair waiting for SQLite's write lock
+    recovery       restarts from the disk after a failed sync
     sqlite         the store in one SQLite file
     snapshot       read-only access to that file
     rqlite_client  speaks to an rqlite cluster
@@ -20,8 +22,9 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import NamedTuple
 
-from bookings.stores import files, rqlite, rqlite_client, snapshot, sqlite
+from bookings.stores import files, recovery, rqlite, rqlite_client, snapshot, sqlite
 from bookings.stores.model import Reader, Store
+from bookings.stores.shared import SharedState
 
 
 class Database(NamedTuple):
@@ -35,7 +38,9 @@ class Database(NamedTuple):
     create: Callable[[], None]
     # Which files the database consists of now; a cluster has none.
     identify: Callable[[], files.Identities]
-    open_store: Callable[[files.Identities | None], Store]
+    # See recovery.settle. A cluster recovers its own files.
+    settle: Callable[[], bool]
+    open_store: Callable[[files.Identities | None, SharedState], Store]
     read: Callable[[], AbstractContextManager[Reader]]
 
 
@@ -46,7 +51,8 @@ def find_database(location: str) -> Database:
             rqlite_client.RqliteClient(location).name,
             partial(rqlite.create_tables, location),
             dict,
-            lambda identities: rqlite.RqliteStore(location),
+            lambda: True,
+            lambda identities, shared: rqlite.RqliteStore(location),
             partial(rqlite.read_cluster, location),
         )
     database_files = files.DatabaseFiles(location)
@@ -54,6 +60,7 @@ def find_database(location: str) -> Database:
         database_files.path,
         partial(sqlite.create_database, location),
         database_files.identify,
+        partial(recovery.settle, database_files),
         partial(sqlite.SQLiteStore, location),
         partial(snapshot.read_snapshot, location),
     )

@@ -46,10 +46,23 @@ class DatabaseFiles:
     def verify(self, *paths: str) -> None:
         """Raise OSError if one of the paths, by default all three, is no longer the same file."""
         for path in paths or (self.path, self.wal, self.shm):
-            if _identity(path) != self._identities[path]:
-                raise OSError(
-                    f"{path} was replaced while the server was running; restart to use the new file"
-                )
+            self._compare(path, _identity(path))
+
+    def open_wal(self) -> int:
+        """Return a descriptor of the WAL. Raise OSError if it is no longer the same file."""
+        descriptor = os.open(self.wal, os.O_RDWR)
+        try:
+            self._compare(self.wal, _identity(descriptor))
+        except OSError:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def _compare(self, path: str, found: tuple[int, int]) -> None:
+        if found != self._identities[path]:
+            raise OSError(
+                f"{path} was replaced while the server was running; restart to use the new file"
+            )
 
     def uri(self, mode: str) -> str:
         """Return the URI that opens the database. Only mode=rwc creates a file."""
@@ -106,6 +119,7 @@ def startup_errors(path: str) -> Iterator[None]:
         raise CannotOpen(f"{path}: {error}") from error
 
 
-def _identity(path: str) -> tuple[int, int]:
+def _identity(path: str | int) -> tuple[int, int]:
+    """Return the identity of the file at a path or of an open descriptor."""
     status = os.stat(path)
     return status.st_dev, status.st_ino
