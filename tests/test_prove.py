@@ -97,7 +97,7 @@ def test_prove_passes_on_cluster(server: ClusterServer) -> None:
 
 
 COMMIT = '            db.execute("COMMIT")\n'
-INSERT = "    try:\n        cursor = execute(sql.INSERT"
+CREATED = "        return Outcome.CREATED, Booking("
 
 
 @pytest.mark.parametrize(
@@ -139,8 +139,8 @@ def test_prove_catches_broken_program(
         ),
         (
             "bookings/stores/sqlite.py",
-            INSERT,
-            f'    execute("BEGIN", {{}})\n{INSERT}',
+            CREATED,
+            f'        execute("DELETE FROM bookings", {{}})\n{CREATED}',
             {RACE, ONE_REQUEST, SPELLINGS, REUSED_KEY},
         ),
         (

@@ -32,7 +32,14 @@ from tests.helpers.clients import (
     statuses,
 )
 from tests.helpers.openapi import assert_documented
-from tests.helpers.processes import requires_fork, requires_proc, resources_used, serving, suspended
+from tests.helpers.processes import (
+    requires_fork,
+    requires_proc,
+    resources_used,
+    serving,
+    suspended,
+    workers_of,
+)
 from tests.helpers.servers import (
     SOON,
     InProcessServer,
@@ -127,7 +134,8 @@ def test_waiting_connections_cost_nothing(tmp_path: Path) -> None:
         busy = [stack.enter_context(connect(server)) for _ in range(20)]
         for connection in busy:
             connection.sendall(get()[:-1])
-        until(lambda: resources_used(server)["threads"] == 21)
+        # One thread of the supervisor, two of the worker, and one per connection.
+        until(lambda: resources_used(server)["threads"] == 23)
         waiting = [stack.enter_context(connect(server)) for _ in range(50)]
         for number, connection in enumerate(waiting):
             connection.sendall(post(f"w{number}", CLOSE))
@@ -135,7 +143,7 @@ def test_waiting_connections_cost_nothing(tmp_path: Path) -> None:
         assert select.select([*waiting, *busy], [], [], 1.5)[0] == []
         after = resources_used(server)
         assert after["seconds"] - before["seconds"] < 0.3
-        assert after["threads"] == 21
+        assert after["threads"] == 23
         assert after["descriptors"] == before["descriptors"]
         assert server.rows() == []
         for connection in busy:
@@ -145,7 +153,7 @@ def test_waiting_connections_cost_nothing(tmp_path: Path) -> None:
             # Until this close the connection would keep its place.
             connection.close()
         assert len(server.rows()) == 50
-        assert resources_used(server)["threads"] <= 21
+        assert resources_used(server)["threads"] <= 23
         assert server.log.read_text() == ""
 
 
@@ -178,20 +186,22 @@ soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard if {is_raised} else 64))
 """
     with serving(tmp_path, "--workers=1", patch=patch) as server, contextlib.ExitStack() as stack:
-        limits = Path(f"/proc/{server.process.pid}/limits").read_text()
+        (worker,) = workers_of(server)
+        limits = Path(f"/proc/{worker}/limits").read_text()
         soft, hard = re.findall(r"Max open files\s+(\S+)\s+(\S+)", limits)[0]
         assert soft == hard
         assert (soft == "64") != is_raised
         busy = [stack.enter_context(connect(server)) for _ in range(60)]
-        # Accepted connections are new and therefore keep their places.
-        until(lambda: resources_used(server)["threads"] == (61 if is_raised else 9))
+        # Accepted connections are new and therefore keep their places. Without them there are three
+        # threads: one of the supervisor and two of the worker.
+        until(lambda: resources_used(server)["threads"] == 3 + (60 if is_raised else 8))
         for number, connection in enumerate(busy):
             connection.sendall(post(f"k{number}", CLOSE))
         for connection in busy:
             assert statuses(all_from(connection, allow_reset=True)) == [201]
             # Until this close the connection would keep its place.
             connection.close()
-        until(lambda: resources_used(server)["threads"] == 1)
+        until(lambda: resources_used(server)["threads"] == 3)
         idle = [stack.enter_context(connect(server)) for _ in range(12)]
         assert server.book(key="new").status == 201
         assert len(select.select(idle, [], [], 0)[0]) == (0 if is_raised else 12 - 7)

@@ -150,8 +150,8 @@ def test_workers_setting_rejects_value(tmp_path: Path, how: str, value: str) -> 
 @pytest.mark.parametrize(
     ("flags", "environment", "expected"),
     [
-        (["--workers=1"], {}, 0),
-        ([], {"WORKERS": "1"}, 0),
+        (["--workers=1"], {}, 1),
+        ([], {"WORKERS": "1"}, 1),
         (["--workers=3"], {}, 3),
         ([], {"WORKERS": "3"}, 3),
         (["--workers=2"], {"WORKERS": "4"}, 2),
@@ -178,8 +178,7 @@ def test_workers_default_to_one_per_cpu(tmp_path: Path, cpus: int) -> None:
     os.sched_setaffinity(0, sorted(allowed)[:cpus])
     try:
         with serving(tmp_path) as server:
-            # A single worker runs without a supervisor.
-            assert len(workers_of(server)) == (cpus if cpus > 1 else 0)
+            assert len(workers_of(server)) == cpus
             assert server.book().status == 201
             assert len(server.rows()) == 1
     finally:
@@ -511,7 +510,7 @@ def test_shutdown_by_hangup_is_clean_even_if_sent_twice(tmp_path: Path, count: i
     """The terminal sends SIGHUP when it closes, and so does its shell."""
     with serving(tmp_path, f"--workers={count}") as server:
         workers = workers_of(server)
-        with _in_progress(server, workers or {server.process.pid}) as held:
+        with _in_progress(server, workers) as held:
             _signal(server, signal.SIGHUP, "group")
             until(lambda: _refuses_connections(server))
             _signal(server, signal.SIGHUP, "group")
@@ -528,7 +527,7 @@ def test_shutdown_by_hangup_is_clean_even_if_sent_twice(tmp_path: Path, count: i
 def test_signal_sent_twice_at_once_counts_as_one(tmp_path: Path, count: int) -> None:
     """`timeout` signals both the process and its group."""
     with serving(tmp_path, f"--workers={count}") as server:
-        with _in_progress(server, workers_of(server) or {server.process.pid}) as held:
+        with _in_progress(server, workers_of(server)) as held:
             for _ in range(2):
                 _signal(server, signal.SIGTERM, "process")
                 time.sleep(0.001)  # Otherwise the kernel may merge both signals.
@@ -644,7 +643,13 @@ def test_workers_finish_requests_and_exit_if_supervisor_is_killed(tmp_path: Path
 @requires_fork
 @pytest.mark.parametrize(
     "patch",
-    ["", "from bookings.stores import write_queue\nwrite_queue.fcntl = None"],
+    [
+        "",
+        (
+            "from bookings.stores import write_queue\n"
+            "write_queue.WriteQueue.enter = lambda self, timeout: False"
+        ),
+    ],
     ids=["write queue", "no write queue"],
 )
 def test_race_of_threads_through_workers_has_one_winner_per_slot(

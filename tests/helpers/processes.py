@@ -36,8 +36,8 @@ def serving(base: Path, *flags: str, patch: str = "", **environment: str) -> Ite
         yield started
 
 
-def running_processes() -> dict[int, tuple[int, str]]:
-    """Return parent and state of every process, by pid, except zombies."""
+def all_processes() -> dict[int, tuple[int, str]]:
+    """Return parent and state of every process, by pid."""
     listed = subprocess.run(
         ["ps", "-A", "-o", "pid=", "-o", "ppid=", "-o", "stat="],
         capture_output=True,
@@ -45,14 +45,26 @@ def running_processes() -> dict[int, tuple[int, str]]:
         check=True,
     )
     rows = [line.split() for line in listed.stdout.splitlines()]
-    return {
-        int(pid): (int(parent), state) for pid, parent, state in rows if not state.startswith("Z")
-    }
+    return {int(pid): (int(parent), state) for pid, parent, state in rows}
+
+
+def running_processes() -> dict[int, tuple[int, str]]:
+    """Return parent and state of every process, by pid, except zombies."""
+    return {pid: row for pid, row in all_processes().items() if not row[1].startswith("Z")}
 
 
 def workers_of(server: Server) -> set[int]:
     """Return the pids of the server's workers."""
     return {pid for pid, (parent, _) in running_processes().items() if parent == server.process.pid}
+
+
+def children_in_state(server: Server, state: str) -> set[int]:
+    """Return the pids of the server's child processes in this state, such as Z (zombie) or T."""
+    return {
+        pid
+        for pid, (parent, found) in all_processes().items()
+        if parent == server.process.pid and found.startswith(state)
+    }
 
 
 def alive(pids: set[int]) -> set[int]:

@@ -32,6 +32,30 @@ def controlled(descriptor):
 sqlite.fdatasync = controlled
 """
 
+# Patch: a worker that books with the key `stop` suspends itself at the head of the write queue, and
+# with the key `lock` also while it holds SQLite's write lock. With the key `die` it kills itself.
+STOP_IN_QUEUE = """
+import os, signal, time
+from bookings.stores import sqlite
+insert_or_explain = sqlite.insert_or_explain
+def send_itself(number):
+    os.kill(os.getpid(), number)
+    time.sleep(0.1)  # Another thread may receive the signal.
+def stop_then_insert(execute, new):
+    if new.idempotency_key == "die":
+        send_itself(signal.SIGKILL)
+    if new.idempotency_key == "lock":
+        execute("BEGIN IMMEDIATE", {})
+    if new.idempotency_key in ("stop", "lock"):
+        send_itself(signal.SIGSTOP)
+    decision = insert_or_explain(execute, new)
+    if new.idempotency_key == "lock":
+        execute("COMMIT", {})
+    return decision
+sqlite.insert_or_explain = stop_then_insert
+sqlite.QUEUE_TIMEOUT, sqlite.BUSY_SECONDS = 0.5, 1.0
+"""
+
 # Makes every INSERT fail with an IntegrityError that is not a lost slot or key: a 500.
 FAULT_TRIGGER = (
     "CREATE TRIGGER fault BEFORE INSERT ON bookings BEGIN SELECT RAISE(ABORT, 'closed'); END"
