@@ -184,7 +184,8 @@ class Supervisor:
         while os.read(ready, 1):
             any_ready = True
         os.close(ready)
-        self._identities = self._database.identify()
+        if any_ready:
+            self._identities = self._database.identify()
         return any_ready
 
     def _wait_for_signal(self, wakeup: int) -> None:
@@ -223,30 +224,32 @@ class Supervisor:
 
     def _restart_from_disk(self, count: int) -> None:
         """Replace all workers after a failed sync, as soon as the disk accepts writes again."""
-        self._kill_workers()
-        for worker in list(self._workers):
-            os.waitpid(worker, 0)
-            del self._workers[worker]
-        next_report = time.monotonic()
-        while not self._shutting_down:
+        next_report, failures = 0.0, 0
+        while not self._shutting_down and failures < MAX_STARTUP_FAILURES:
+            self._kill_workers()
+            for worker in list(self._workers):
+                os.waitpid(worker, 0)
+                del self._workers[worker]
             try:
                 if not self._database.settle():
                     _logger.error("another program has the database open; its WAL is not verified")
-                break
+                self._shared.reset()
+                # While no worker ran, another program may have closed the database and deleted
+                # the WAL.
+                name = self._database.name
+                self._identities = {p: i for p, i in (self._identities or {}).items() if p == name}
+                if self._start_workers(count):
+                    return
+                failures += 1
             except OSError as error:
                 if error.errno == errno.EROFS:
                     _logger.error("the file system is read-only now; repair it, then restart")
-                    self._failed = True
-                    self._shut_down()
-                elif time.monotonic() >= next_report:
+                    break
+                if time.monotonic() >= next_report:
                     _logger.error("waiting for the disk: %s", error)
-                    next_report += REPORT_SECONDS
+                    next_report = time.monotonic() + REPORT_SECONDS
             time.sleep(SETTLE_SECONDS)
-        self._shared.reset()
-        # While no worker ran, another program may have closed the database and deleted the WAL.
-        name = self._database.name
-        self._identities = {p: i for p, i in (self._identities or {}).items() if p == name}
-        if not self._start_workers(count) and not self._shutting_down:
+        if not self._shutting_down:
             self._failed = True
             self._shut_down()
 

@@ -18,8 +18,9 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-# Every process that has -shm open holds a shared lock on this byte (UNIX_SHM_DMS in os_unix.c).
-_SHM_LOCK_BYTE = 128
+# Every connection in WAL mode holds a shared lock on these bytes of the database, also one in
+# exclusive locking mode, which does not use -shm (SHARED_FIRST and SHARED_SIZE in os.h).
+_SHARED_LOCK_START, _SHARED_LOCK_BYTES = 0x40000002, 510
 _COPY_BYTES = 1 << 20
 
 
@@ -32,31 +33,21 @@ def settle(files: DatabaseFiles) -> bool:
     """
     if not fcntl or not os.path.exists(files.path):
         return True
-    try:
-        shm = os.open(files.shm, os.O_RDWR)
-    except FileNotFoundError:
-        # Nothing could keep other programs out, and nothing needs to be settled: a process that is
-        # killed leaves -shm behind.
-        return True
-    try:  # While this process has the lock, no other program can open the database.
-        fcntl.lockf(shm, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _SHM_LOCK_BYTE)
-        _make_durable(files)
-    except BlockingIOError:
-        return False
-    finally:
-        os.close(shm)
-    return True
-
-
-def _make_durable(files: DatabaseFiles) -> None:
+    # Closing the database drops the lock, so it stays open until the WAL is durable.
     with open_descriptor(files.path, os.O_RDWR) as database:
+        try:
+            exclusive = fcntl.LOCK_EX | fcntl.LOCK_NB
+            fcntl.lockf(database, exclusive, _SHARED_LOCK_BYTES, _SHARED_LOCK_START)
+        except BlockingIOError:
+            return False
         _drop_cache(database)
         os.fsync(database)
-    if os.path.exists(files.wal):
-        with open_descriptor(files.wal, os.O_RDWR) as wal:
-            _drop_cache(wal)
-            _rewrite(wal)
-            os.fsync(wal)
+        if os.path.exists(files.wal):
+            with open_descriptor(files.wal, os.O_RDWR) as wal:
+                _drop_cache(wal)
+                _rewrite(wal)
+                os.fsync(wal)
+    return True
 
 
 def _drop_cache(descriptor: int) -> None:

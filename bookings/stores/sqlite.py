@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -67,6 +68,7 @@ class SQLiteStore:
         self._kept_bytes = 0
         self._uri = self._files.uri("mode=rw")
         self._wal_descriptors: list[int] = []
+        self._sentinel_lock = threading.Lock()
         path = self._files.path
         with startup_errors(path):
             # No request uses this connection. While it is open, closing another one does not
@@ -83,6 +85,8 @@ class SQLiteStore:
                 # Reports write-back errors of every checkpoint. It stays open as long as a
                 # connection: closing any descriptor of a file drops the process's locks on it.
                 self._database = os.open(path, os.O_RDWR)
+                # Reports write-back errors of the WAL that happened before a request opened it.
+                self._sentinel = self._files.open_wal()
             except (OSError, CannotOpen) as error:
                 self._idle_connection.close()
                 raise CannotOpen(str(error)) from error
@@ -97,6 +101,7 @@ class SQLiteStore:
                 # close at the same moment neither is the last: without the queue, 14 of 30
                 # shutdowns of two workers left a WAL behind.
                 in_queue = self._shared.queue.enter(CLOSE_SECONDS)
+                self._shared.leave_if_sync_failed()
                 self._checkpoint(db, "PASSIVE")
                 db.close()
                 if in_queue:
@@ -105,8 +110,11 @@ class SQLiteStore:
                 # SQLite keeps the WAL if its database was moved. The bookings in the WAL belong
                 # to that database; beside another one, SQLite would replay them into it.
                 self._checkpoint(db, "TRUNCATE")
-        for descriptor in (self._database, *self._wal_descriptors):
-            os.close(descriptor)
+        os.close(self._database)
+        os.close(self._sentinel)
+        # A late request opens a new descriptor instead of using a closed one.
+        while self._wal_descriptors:
+            os.close(self._wal_descriptors.pop())
 
     def book(self, new: NewBooking) -> model.Decision:
         """Book the slot. Everything that the result reports is on the disk."""
@@ -190,14 +198,18 @@ class SQLiteStore:
         """Yield a descriptor of the WAL that no other request uses, and keep it open afterwards.
 
         The kernel reports a failed write-back to each descriptor that was open at the time. A new
-        descriptor would miss a failure that another thread is just about to announce.
+        descriptor would miss a failure that another thread is just about to announce, so the
+        sentinel is synced as well.
         """
+        is_new = False
         try:
             wal = self._wal_descriptors.pop()
         except IndexError:
-            wal = self._files.open_wal()
+            wal, is_new = self._files.open_wal(), True
         try:
             yield wal
+            if is_new:
+                self._sync_sentinel()
         finally:
             self._wal_descriptors.append(wal)
 
@@ -225,6 +237,11 @@ class SQLiteStore:
         if self._shared.sync_failed:
             raise OSError("a sync failed in another worker; the server restarts from the disk")
 
+    def _sync_sentinel(self) -> None:
+        # Under a lock, because the kernel reports an error to a descriptor only once.
+        with self._sentinel_lock:
+            self._sync(self._sentinel)
+
     def _checkpoint_if_due(self, db: sqlite3.Connection, wal: int) -> None:
         size = os.fstat(wal).st_size
         too_large = size > MAX_WAL_BYTES
@@ -232,6 +249,8 @@ class SQLiteStore:
         # booking left 19 bookings/s of 2,120.
         grown = size > self._kept_bytes + MAX_WAL_BYTES
         if self._shared.count_commit() >= CHECKPOINT_COMMITS or grown:
+            # A checkpoint must not copy pages from behind a hole in the WAL.
+            self._sync_sentinel()
             self._shared.reset_commits()
             self._checkpoint(db, "TRUNCATE" if too_large else "PASSIVE")
             self._kept_bytes = os.fstat(wal).st_size if too_large else 0
