@@ -16,11 +16,14 @@ import os
 import signal
 import socket
 import sqlite3
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from bookings.server.workers import MAX_STARTUP_FAILURES
 from bookings.stores import recovery, sqlite
 from bookings.stores.files import DatabaseFiles
 from bookings.stores.model import NewBooking, Unavailable
@@ -45,6 +48,7 @@ worker_counts = pytest.mark.parametrize("workers", [1, 2], ids=["1 worker", "2 w
 
 # Several checkpoints in a short test, and writes that are short enough for the trace.
 SMALL = """
+from bookings.server.workers import MAX_STARTUP_FAILURES
 from bookings.stores import recovery, sqlite
 sqlite.CHECKPOINT_COMMITS = 20
 recovery._COPY_BYTES = 4096
@@ -283,7 +287,7 @@ def test_database_moved_away_while_server_waits_for_disk_is_not_replaced(tmp_pat
         (tmp_path / "other.db").rename(server.database)
         (tmp_path / "broken").unlink()
         assert server.process.wait(SOON) == 1
-        assert len(lines_with(server, "replaced")) == 2
+        assert len(lines_with(server, "replaced")) == 2 * MAX_STARTUP_FAILURES
 
 
 @requires_fork
@@ -533,13 +537,49 @@ def test_startup_does_not_write_wal_of_running_server(tmp_path: Path) -> None:
         assert server.log.read_text() == ""
 
 
-def test_startup_does_not_write_wal_without_shm(tmp_path: Path) -> None:
-    """The locks are in -shm. Without it, another program could write into the WAL meanwhile."""
+# Holds a database in exclusive locking mode until its standard input ends.
+EXCLUSIVE_CLIENT = """
+import sqlite3, sys
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+db.execute("PRAGMA locking_mode = EXCLUSIVE")
+db.execute("INSERT INTO bookings (tenant_id, start_time_utc, idempotency_key) "
+    "VALUES ('acme', '2026-02-01T10:00:00Z', 'client')")
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_settle_does_not_write_wal_of_client_in_exclusive_mode(tmp_path: Path) -> None:
+    """Such a client keeps the index of the WAL in memory and does not lock -shm."""
     with serving(tmp_path) as server:
         assert server.book("acme", slot_at(0), "k0").status == 201
-    Path(f"{server.database}-shm").unlink()
-    before = state_of_wal(server)
-    assert recovery.settle(DatabaseFiles(str(server.database)))
-    assert state_of_wal(server) == before
+    files = DatabaseFiles(str(server.database))
+    command = [sys.executable, "-c", EXCLUSIVE_CLIENT, str(server.database)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes) as client:  # type: ignore[call-overload]
+        assert client.stdout.readline() == b"ready\n"
+        before = state_of_wal(server)
+        assert not recovery.settle(files)
+        assert state_of_wal(server) == before
+        client.communicate()
+    assert recovery.settle(files)
     with serving(tmp_path) as server:
-        assert keys(server) == ["k0"]
+        assert keys(server) == ["k0", "client"]
+
+
+def test_checkpoint_after_failed_sync_leaves_database_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would copy pages from behind the hole in the WAL."""
+    path = tmp_path / "bookings.db"
+    sqlite.create_database(str(path))
+    shared = SharedState()
+    with contextlib.closing(sqlite.SQLiteStore(str(path), shared=shared)) as store:
+        store.book(NewBooking("acme", slot_at(0), "k0"))
+        before = path.read_bytes()
+        with monkeypatch.context() as patch:
+            patch.setattr(sqlite, "CHECKPOINT_COMMITS", 1)
+            patch.setattr(SharedState, "sync_failed", True)
+            with pytest.raises(Unavailable):
+                store.book(NewBooking("acme", slot_at(1), "k1"))
+        assert path.read_bytes() == before
