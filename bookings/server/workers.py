@@ -248,10 +248,17 @@ class Supervisor:
                 if time.monotonic() >= next_report:
                     _logger.error("waiting for the disk: %s", error)
                     next_report = time.monotonic() + REPORT_SECONDS
+            self._close_waiting_connections()
             time.sleep(SETTLE_SECONDS)
         if not self._shutting_down:
             self._failed = True
             self._shut_down()
+
+    def _close_waiting_connections(self) -> None:
+        """Let clients retry elsewhere or later instead of waiting for a disk that fails."""
+        with suppress(OSError):  # The backlog is empty, or a shutdown has closed the listener.
+            while True:
+                self._listener.accept()[0].close()
 
     def _spawn_worker(self, ready: int | None = None) -> None:
         # Blocked, because a signal between the test and the fork would leave a worker behind, and

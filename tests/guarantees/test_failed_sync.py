@@ -237,6 +237,10 @@ def test_server_waits_for_disk_and_serves_when_it_recovers(tmp_path: Path, worke
         assert not workers_of(server) and not children_in_state(server, "Z")
         assert len(lines_with(server, "waiting for the disk")) == 1
         assert os.strerror(errno.EIO) in lines_with(server, "waiting for the disk")[0]
+        # A client does not wait for the disk: its connection is closed.
+        with pytest.raises((OSError, http.client.HTTPException)) as closed:
+            server.call("GET", "/live")
+        assert not isinstance(closed.value, socket.timeout)
         broken.unlink()
         wait_until_restarted(server, before)
         assert len(workers_of(server)) == workers
