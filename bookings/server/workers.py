@@ -2,8 +2,8 @@
 
 Only the supervisor holds the write end of the shutdown pipe. Its end tells the workers to shut
 down, also when the supervisor is killed, and cannot arrive twice as a signal to the process group
-does. Each worker opens its own store after the fork: SQLite's locks do not survive one. Where a
-process cannot fork, it serves without a supervisor.
+does. Each worker opens its own store after the fork: SQLite's locks do not survive one. A system
+that cannot fork has no supervisor, and one process serves.
 
 A worker whose sync fails ends at once. The supervisor then kills the others, settles the files
 while no connection is open, and starts new workers.
@@ -174,7 +174,7 @@ class Supervisor:
         return wakeup
 
     def _start_workers(self, count: int) -> bool:
-        """Start the first workers, and wait until each is ready or dead. Return whether any is."""
+        """Start all workers, and wait until each is ready or dead. Return whether any is ready."""
         # Each worker writes one byte when it is ready and closes its end, as its death does.
         ready, write_end = os.pipe()
         for _ in range(count):

@@ -29,8 +29,8 @@ BUSY_SECONDS = 5.0
 # program holds the lock longer, the request leaves the queue and waits on busy_timeout, so that
 # waits overlap instead of adding up: in the queue, 200 requests took up to 2.3 times BUSY_SECONDS.
 QUEUE_SECONDS = 0.05
-# Longest wait in the write queue. A process that hangs while it has the lock of the queue must not
-# stop every other one. 1,000 waiting requests take a quarter of this.
+# Longest wait in the write queue. A worker that hangs at its head must not stop every other one.
+# 1,000 waiting requests take a quarter of this.
 QUEUE_TIMEOUT = 2.0
 # Longest wait at shutdown for other workers that close the database; each takes milliseconds.
 CLOSE_SECONDS = 1.0
