@@ -8,6 +8,8 @@ import re
 from pathlib import Path
 from typing import NoReturn
 
+from bookings.cpus import default_workers
+
 _DEFAULT_DATABASE = Path(__file__).resolve().parent.parent / "bookings.db"
 
 
@@ -51,8 +53,8 @@ def parse_server_settings() -> argparse.Namespace:
         "--workers",
         type=worker_count,
         default=os.environ.get("WORKERS") or str(default_workers()),
-        help="number of server processes (environment: WORKERS; default: one per CPU, one on "
-        "Windows)",
+        help="number of server processes (environment: WORKERS; default: one per "
+        "CPU that it may use, at most 8; one on Windows)",
     )
     parser.add_argument(
         "--allowed-hosts",
@@ -64,15 +66,6 @@ def parse_server_settings() -> argparse.Namespace:
     )
     parser.add_argument("--quiet", action="store_true", help="log faults only, not every request")
     return parser.parse_args()
-
-
-def default_workers() -> int:
-    """Return the number of CPUs that this process may use, or 1 where it cannot fork."""
-    if not hasattr(os, "fork"):
-        return 1
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def port_number(text: str) -> int:

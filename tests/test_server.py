@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from bookings.server import server as server_module
-from bookings.server.workers import SAME_SIGNAL_SECONDS
+from bookings.server.signals import SAME_SIGNAL_SECONDS
 from tests.helpers.clients import (
     CLOSE,
     assert_silent,

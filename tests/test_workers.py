@@ -23,7 +23,7 @@ from pathlib import Path
 
 import pytest
 
-from bookings.server.workers import SAME_SIGNAL_SECONDS
+from bookings.server.signals import SAME_SIGNAL_SECONDS
 from tests.helpers.processes import (
     alive,
     requires_fork,

@@ -5,6 +5,7 @@
     request_log  one line per request
     connection   one client: reads, deadlines, responses
     server       accepts connections, bounds their number, shuts down
+    signals      which signals end the server
     workers      processes that share a listening socket, and their supervisor
 
 No module here knows about SQL or the fields of a booking.

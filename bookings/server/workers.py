@@ -24,7 +24,9 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from typing import NoReturn
 
+from bookings.cpus import bind_worker
 from bookings.server.server import DRAIN_SECONDS, BookingServer
+from bookings.server.signals import STOP_SIGNALS, handle_signals
 from bookings.stores import Database
 from bookings.stores.files import Identities
 from bookings.stores.model import CannotOpen, Store
@@ -42,16 +44,6 @@ STOP_TIMEOUT = DRAIN_SECONDS + 1.0
 # How often the supervisor tries to settle the files of a disk that fails, and how often it says so.
 SETTLE_SECONDS = 0.2
 REPORT_SECONDS = 60.0
-# `timeout` signals both the process and its group; count two signals within this time as one. A
-# person needs longer to press Ctrl+C twice.
-SAME_SIGNAL_SECONDS = 0.01
-# SIGBREAK is Ctrl+Break on Windows.
-STOP_SIGNALS = [
-    getattr(signal, name)
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
-    if hasattr(signal, name)
-]
-
 _logger = logging.getLogger("bookings")
 
 
@@ -70,7 +62,7 @@ def serve(
     if not hasattr(os, "fork"):
         store = database.open_store(None, SharedState())
         return run_worker(listener, store, allowed_hosts, STOP_SIGNALS, announce)
-    return Supervisor(listener, database, allowed_hosts).run(count, announce)
+    return Supervisor(listener, database, allowed_hosts, count).run(announce)
 
 
 def run_worker(
@@ -95,32 +87,6 @@ def run_worker(
     return 0 if drained else 1
 
 
-def handle_signals(
-    signals: Sequence[int],
-    shut_down: Callable[[], None],
-    kill: Callable[[], None] = lambda: None,
-) -> None:
-    """Call `shut_down` at the first of these signals. At the second one, call `kill` and die."""
-    first_signal: float | None = None
-    hangup = getattr(signal, "SIGHUP", None)
-
-    def handle(number: int, frame: object) -> None:
-        nonlocal first_signal
-        if first_signal is None:
-            first_signal = time.monotonic()
-            shut_down()
-        # When a terminal closes, its shell sends SIGHUP as well; it never counts as the second.
-        elif number != hangup and time.monotonic() - first_signal >= SAME_SIGNAL_SECONDS:
-            kill()
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-
-    for number in signals:
-        # nohup ignores SIGHUP, and the server must keep ignoring it.
-        if number != hangup or signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, handle)
-
-
 def _call_at_end(pipe: int, function: Callable[[], None]) -> None:
     os.read(pipe, 1)
     function()
@@ -130,26 +96,31 @@ class Supervisor:
     """Starts workers, replaces those that die, and leaves none behind."""
 
     def __init__(
-        self, listener: socket.socket, database: Database, allowed_hosts: Collection[str]
+        self,
+        listener: socket.socket,
+        database: Database,
+        allowed_hosts: Collection[str],
+        count: int,
     ) -> None:
         self._listener = listener
         self._database = database
         self._allowed_hosts = allowed_hosts
+        self._count = count
         # A replacement must serve the same files as the first workers. The first ones accept any
         # files, because another server that starts may create and delete the WAL meanwhile.
         self._identities: Identities | None = None
         self._shared = SharedState()
-        # The process ids of the workers, and when each was started.
-        self._workers: dict[int, float] = {}
+        # By process id, the number of each worker and when it was started.
+        self._workers: dict[int, tuple[int, float]] = {}
         self._shutting_down, self._stop_deadline = False, 0.0
         self._failed = False
         self._startup_failures = 0
         self._shutdown_pipe = os.pipe()
 
-    def run(self, count: int, announce: Callable[[], None]) -> int:
+    def run(self, announce: Callable[[], None]) -> int:
         handle_signals(STOP_SIGNALS, self._shut_down, self._kill_workers)
         wakeup = self._wake_up_on_signals()
-        if not self._start_workers(count):
+        if not self._start_workers():
             self._shut_down()  # Each worker has logged why it failed.
         elif not self._shutting_down:
             announce()
@@ -159,7 +130,7 @@ class Supervisor:
                 self._wait_for_signal(wakeup)
             # Process 1 of a container also inherits children that it did not start.
             elif worker in self._workers:
-                self._reap_worker(worker, os.waitstatus_to_exitcode(status), count)
+                self._reap_worker(worker, os.waitstatus_to_exitcode(status))
         # Without a shutdown, the last worker died and could not be replaced.
         return 0 if self._shutting_down and not self._failed else 1
 
@@ -173,12 +144,12 @@ class Supervisor:
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
         return wakeup
 
-    def _start_workers(self, count: int) -> bool:
+    def _start_workers(self) -> bool:
         """Start all workers, and wait until each is ready or dead. Return whether any is ready."""
         # Each worker writes one byte when it is ready and closes its end, as its death does.
         ready, write_end = os.pipe()
-        for _ in range(count):
-            self._spawn_worker(write_end)
+        for number in range(self._count):
+            self._spawn_worker(number, write_end)
         os.close(write_end)
         any_ready = False
         while os.read(ready, 1):
@@ -200,29 +171,30 @@ class Supervisor:
             # The system may take time to end a process that waits for a disk.
             self._stop_deadline = time.monotonic() + STOP_TIMEOUT
 
-    def _reap_worker(self, worker: int, status: int, count: int) -> None:
+    def _reap_worker(self, worker: int, status: int) -> None:
         """Note the end of a worker, and start another one unless the server is shutting down."""
-        lifetime = time.monotonic() - self._workers.pop(worker)
+        number, started = self._workers.pop(worker)
         self._shared.queue.repair()
         if self._shutting_down:
             self._failed = self._failed or status != 0
             return
         if self._shared.sync_failed:
-            self._restart_from_disk(count)
+            self._restart_from_disk()
             return
-        self._startup_failures = self._startup_failures + 1 if lifetime < STARTUP_SECONDS else 0
-        if self._startup_failures >= MAX_STARTUP_FAILURES * count:
+        failed_at_startup = time.monotonic() - started < STARTUP_SECONDS
+        self._startup_failures = self._startup_failures + 1 if failed_at_startup else 0
+        if self._startup_failures >= MAX_STARTUP_FAILURES * self._count:
             _logger.error("workers keep failing at startup; giving up")
             self._failed = True
             self._shut_down()
             return
         _logger.error("worker %d exited with status %d; starting another", worker, status)
         try:
-            self._spawn_worker()
+            self._spawn_worker(number)
         except OSError as error:  # The other workers continue.
             _logger.error("cannot start another worker: %s", error.strerror)
 
-    def _restart_from_disk(self, count: int) -> None:
+    def _restart_from_disk(self) -> None:
         """Replace all workers after a failed sync, as soon as the disk accepts writes again."""
         next_report, failures = 0.0, 0
         while not self._shutting_down and failures < MAX_STARTUP_FAILURES:
@@ -238,7 +210,7 @@ class Supervisor:
                 # the WAL.
                 name = self._database.name
                 self._identities = {p: i for p, i in (self._identities or {}).items() if p == name}
-                if self._start_workers(count):
+                if self._start_workers():
                     return
                 failures += 1
             except OSError as error:
@@ -260,7 +232,7 @@ class Supervisor:
             while True:
                 self._listener.accept()[0].close()
 
-    def _spawn_worker(self, ready: int | None = None) -> None:
+    def _spawn_worker(self, number: int, ready: int | None = None) -> None:
         # Blocked, because a signal between the test and the fork would leave a worker behind, and
         # a signal to a new worker would run the supervisor's handler in it.
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
@@ -268,20 +240,22 @@ class Supervisor:
             if not self._shutting_down:
                 worker = os.fork()
                 if not worker:
-                    self._run_child(ready)
-                self._workers[worker] = time.monotonic()
+                    self._run_child(number, ready)
+                self._workers[worker] = number, time.monotonic()
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
-    def _run_child(self, ready: int | None) -> NoReturn:
+    def _run_child(self, number: int, ready: int | None) -> NoReturn:
         """Run a worker in the forked process, and exit."""
         status = 1
         try:
+            if self._count > 1:
+                bind_worker(number)
             signal.set_wakeup_fd(-1)
             # Ctrl+C reaches the whole group, but only the supervisor acts on it. SIGTERM is
             # ignored until there is a server to shut down.
-            for number in STOP_SIGNALS:
-                signal.signal(number, signal.SIG_IGN)
+            for stop_signal in STOP_SIGNALS:
+                signal.signal(stop_signal, signal.SIG_IGN)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
             shutdown_pipe, write_end = self._shutdown_pipe
             os.close(write_end)
