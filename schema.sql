@@ -1,4 +1,4 @@
--- The table of bookings and all its rules. The two UNIQUE constraints decide between
+-- The tables and all their rules. The two UNIQUE constraints of bookings decide between
 -- concurrent INSERTs, whether they come from the server, a second server or a SQL client.
 -- Plain SQL for SQLite 3.34 and newer:  sqlite3 bookings.db < schema.sql
 --
@@ -44,3 +44,22 @@ CREATE TABLE IF NOT EXISTS bookings (
     -- its booking.
     UNIQUE (idempotency_key)
 );
+
+-- Cancelling moves a row from bookings to this table, in one transaction. The rules of bookings
+-- have judged it. The primary key makes a second cancellation of one booking impossible.
+CREATE TABLE IF NOT EXISTS cancellations (
+    id INTEGER PRIMARY KEY,
+    tenant_id TEXT NOT NULL,
+    start_time_utc TEXT NOT NULL,
+    idempotency_key TEXT NOT NULL UNIQUE,
+    created_at TEXT NOT NULL,
+    cancelled_at TEXT NOT NULL
+);
+
+-- A late retry of a cancelled booking must not book again, nor may its id come back.
+CREATE TRIGGER IF NOT EXISTS reject_cancelled AFTER INSERT ON bookings
+WHEN EXISTS (SELECT 1 FROM cancellations
+    WHERE idempotency_key = NEW.idempotency_key OR id = NEW.id)
+BEGIN
+    SELECT RAISE(ABORT, 'the booking with this idempotency key or id was cancelled');
+END;

@@ -16,7 +16,15 @@ from urllib.parse import quote, urlencode
 
 from bookings import fields
 from bookings.problems import PROBLEM_TYPES, FieldError, Problem
-from bookings.stores.model import FailureReason, NewBooking, Outcome, PageQuery, Store, Unavailable
+from bookings.stores.model import (
+    Cancellation,
+    FailureReason,
+    NewBooking,
+    Outcome,
+    PageQuery,
+    Store,
+    Unavailable,
+)
 
 # Seconds in Retry-After: longer than any commit, short enough for a client that obeys it.
 _RETRY_AFTER = "1"
@@ -128,13 +136,18 @@ def _list(request: Request, query: fields.Query, match: Match[str], store: Store
 
 
 def _get(request: Request, query: fields.Query, match: Match[str], store: Store) -> Response:
-    booking = store.get_booking(fields.tenant(request.headers, query), int(match["id"]))
-    if not booking:
-        raise Problem(
-            "no-such-booking",
-            "This tenant has no booking with this id; GET /bookings lists its bookings.",
-        )
-    return _json(booking._asdict())
+    found = store.get_booking(fields.tenant(request.headers, query), int(match["id"]))
+    if not found:
+        raise Problem(*_NO_SUCH_BOOKING)
+    if isinstance(found, Cancellation):
+        raise Problem("booking-cancelled", "This booking was cancelled.")
+    return _json(found._asdict())
+
+
+def _cancel(request: Request, query: fields.Query, match: Match[str], store: Store) -> Response:
+    if not store.cancel(fields.tenant(request.headers, query), int(match["id"])):
+        raise Problem(*_NO_SUCH_BOOKING)
+    return Response(204, [], b"")
 
 
 def _index(store: Store) -> Response:
@@ -194,13 +207,21 @@ def _fixed(page: Callable[[Store], Response]) -> Mapping[str, Route]:
 # An id has at most 16 digits (schema.sql), so every id that matches fits into 64 bits.
 _ROUTES: Sequence[tuple[Pattern[str], Mapping[str, Route]]] = (
     (re.compile(r"/bookings"), {"GET": Route(_list, fields.PAGE_PARAMETERS), "POST": Route(_book)}),
-    (re.compile(r"/bookings/(?P<id>[1-9][0-9]{0,15})"), {"GET": Route(_get, ["tenant_id"])}),
+    (
+        re.compile(r"/bookings/(?P<id>[1-9][0-9]{0,15})"),
+        {"GET": Route(_get, ["tenant_id"]), "DELETE": Route(_cancel, ["tenant_id"])},
+    ),
     (re.compile(r"/"), _fixed(_index)),
     (re.compile(r"/live"), _fixed(_live)),
     (re.compile(r"/ready"), _fixed(_ready)),
     (re.compile(r"/openapi\.json"), _fixed(_openapi)),
     (re.compile(r"/problems"), _fixed(_problems)),
     (re.compile(rf"/problems/(?P<name>{'|'.join(PROBLEM_TYPES)})"), {"GET": Route(_problem)}),
+)
+
+_NO_SUCH_BOOKING = (
+    "no-such-booking",
+    "This tenant has no booking with this id; GET /bookings lists its bookings.",
 )
 
 _CONFLICTS = {
@@ -220,16 +241,21 @@ _CONFLICTS = {
         ),
         [FieldError("idempotency_key", "was used for another booking")],
     ),
+    Outcome.CANCELLED: (
+        "booking-cancelled",
+        "The booking with this idempotency key was cancelled; send a new key for a new booking.",
+        [FieldError("idempotency_key", "was used for a booking that was cancelled")],
+    ),
 }
 
 _UNAVAILABLE = {
     FailureReason.BUSY: (
         "database-busy",
-        "Another program holds the write lock. Nothing was booked; send the request again.",
+        "Another program holds the write lock. Nothing was changed; send the request again.",
     ),
     FailureReason.FULL: (
         "database-full",
-        "The disk has no space for another booking. Nothing was booked; free some disk space.",
+        "The disk is full. Nothing was changed; free some disk space and send the request again.",
     ),
     FailureReason.UNREACHABLE: (
         "database-unavailable",

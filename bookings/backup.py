@@ -16,8 +16,8 @@ import tempfile
 from bookings import settings
 from bookings.stores import find_database
 from bookings.stores.files import absolute_path
-from bookings.stores.model import CannotOpen
-from bookings.terminal import print_if_possible, run_command
+from bookings.stores.model import CannotOpen, Counts
+from bookings.terminal import plural, print_if_possible, run_command
 
 _NAME = "bookings.backup"
 
@@ -31,13 +31,21 @@ def main() -> int:
     parser.add_argument("--force", action="store_true", help="replace the file if it exists")
     settings.add_database(parser)
     options = parser.parse_args()
-    count = back_up(options.database, absolute_path(options.file), options.force)
-    print_if_possible(f"{count} booking{'' if count == 1 else 's'} copied to {options.file}")
+    copied = back_up(options.database, absolute_path(options.file), options.force)
+    print_if_possible(f"{describe(copied)} copied to {options.file}")
     return 0
 
 
-def back_up(database: str, target: str, force: bool) -> int:
-    """Copy the database to `target` and return the number of bookings in it.
+def describe(counts: Counts) -> str:
+    """Return a text like "1 booking and 2 cancellations"."""
+    bookings = plural(counts.bookings, "booking")
+    if not counts.cancellations:
+        return bookings
+    return f"{bookings} and {plural(counts.cancellations, 'cancellation')}"
+
+
+def back_up(database: str, target: str, force: bool) -> Counts:
+    """Copy the database to `target` and return what is in the copy.
 
     Raises CannotOpen or OSError.
     """
@@ -49,7 +57,7 @@ def back_up(database: str, target: str, force: bool) -> int:
         try:
             os.close(handle)
             on_terminal = sys.stderr and sys.stderr.isatty()
-            count = reader.copy_to(
+            copied = reader.copy_to(
                 partial, show_progress if on_terminal else lambda remaining, total: None
             )
             sync(partial)
@@ -65,7 +73,7 @@ def back_up(database: str, target: str, force: bool) -> int:
     if os.name != "nt":  # Windows cannot open a directory.
         with contextlib.suppress(PermissionError):  # A directory may be writable but not readable.
             sync(directory)
-    return count
+    return copied
 
 
 def verify_target(database: str, target: str, force: bool) -> None:

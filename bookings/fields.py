@@ -34,7 +34,7 @@ _BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 _MISSING = {
     "tenant_id": "is missing; send it in the X-Tenant-ID header, or in the body of a POST or the "
-    "query of a GET",
+    "query of a GET or DELETE",
     "start_time_utc": "is missing; send it in the body, like 2026-01-01T10:00:00Z",
     "idempotency_key": "is missing; send a UUID of your own, new for each booking, in the body "
     "or in Idempotency-Key",
@@ -103,7 +103,7 @@ def booking_request(headers: Headers, query: Query, body: bytes) -> dict[str, st
 
 
 def tenant(headers: Headers, query: Query) -> str:
-    """Return the tenant that a GET is for. Raise Problem 400."""
+    """Return the tenant that a GET or DELETE is for. Raise Problem 400."""
     errors = list(query.errors)
     tenant_id = _tenant(headers, query, errors)
     reject_errors(errors)

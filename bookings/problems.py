@@ -60,7 +60,8 @@ PROBLEM_TYPES: Mapping[str, ProblemType] = {
     "method-not-allowed": ProblemType(
         405,
         "The path does not support this method",
-        "Bookings can be created and read. Send one of the methods listed in the Allow header.",
+        "Bookings can be created, read and cancelled. Send one of the methods listed in the Allow "
+        "header.",
     ),
     "too-slow": ProblemType(
         408,
@@ -73,6 +74,13 @@ PROBLEM_TYPES: Mapping[str, ProblemType] = {
         "The slot is taken",
         "The tenant already has a booking at this start time under another idempotency key, and "
         "the database rejected a second one. Choose another start time. The key was not used.",
+    ),
+    "booking-cancelled": ProblemType(
+        410,
+        "The booking was cancelled",
+        "The booking was cancelled, which is final and freed its slot. Its idempotency key books "
+        "nothing anymore, so that a late retry does not bring the booking back. To book the slot "
+        "again, send a new key.",
     ),
     "length-required": ProblemType(
         411,
@@ -128,8 +136,8 @@ PROBLEM_TYPES: Mapping[str, ProblemType] = {
     "internal-error": ProblemType(
         500,
         "The server failed",
-        "This is a fault in the server, not in the request, and a booking may have been created. "
-        "Send the same request again; the idempotency key makes this safe. Report request_id, "
+        "This is a fault in the server, not in the request, and a booking may have been created or "
+        "cancelled. Send the same request again, which is safe. Report request_id, "
         "which identifies the entry in the server's log.",
     ),
     "transfer-encoding": ProblemType(
@@ -141,7 +149,7 @@ PROBLEM_TYPES: Mapping[str, ProblemType] = {
     "database-busy": ProblemType(
         503,
         "The database is busy",
-        "Another program held the write lock for longer than a request waits. Nothing was booked. "
+        "Another program held the write lock for longer than a request waits. Nothing was changed. "
         "Send the same request again after Retry-After seconds.",
         retryable=True,
     ),
@@ -149,14 +157,14 @@ PROBLEM_TYPES: Mapping[str, ProblemType] = {
         503,
         "The database cannot be reached",
         "The database file cannot be read or written, or the cluster does not answer in time. The "
-        "server's log names the cause. A booking may have been created. Send the same request "
-        "again after Retry-After seconds; the idempotency key makes this safe.",
+        "server's log names the cause. A booking may have been created or cancelled. Send the same "
+        "request again after Retry-After seconds, which is safe.",
         retryable=True,
     ),
     "shutting-down": ProblemType(
         503,
         "The server is shutting down",
-        "The request did not arrive completely before the shutdown. Nothing was booked. Send the "
+        "The request did not arrive completely before the shutdown. Nothing was changed. Send the "
         "same request again after Retry-After seconds, on a new connection.",
         retryable=True,
     ),
@@ -168,7 +176,7 @@ PROBLEM_TYPES: Mapping[str, ProblemType] = {
     "database-full": ProblemType(
         507,
         "The disk is full",
-        "The disk has no space for another booking. Nothing was booked, and bookings can still be "
+        "The disk has no space for a change. Nothing was changed, and bookings can still be "
         "read. Free some disk space, then send the same request again.",
         retryable=True,
     ),

@@ -1,4 +1,4 @@
-"""python -m bookings.prove: tries to book a slot twice, in several ways.
+"""python -m bookings.prove: tries to book a slot twice and to bring back a cancelled booking.
 
 Starts two servers on a temporary database or on --database, or uses the running one at --url.
 Each part prints what happened, and what was expected if that differs. It believes only responses
@@ -21,6 +21,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
@@ -69,7 +70,8 @@ def call(url: str, method: str, path: str, body: Any = None) -> Response:
         with contextlib.closing(connect(parts.netloc, timeout=RESPONSE_SECONDS)) as connection:
             connection.request(method, path, None if body is None else json.dumps(body), headers)
             response = connection.getresponse()
-            return response.status, json.loads(response.read())
+            content = response.read()
+            return response.status, json.loads(content) if content else None
     except (OSError, http.client.HTTPException, ValueError):
         return 0, None
 
@@ -87,20 +89,24 @@ def retry_until_answered(url: str, request: Request, interrupted: threading.Even
             return response
 
 
-def at_once(requests: Sequence[Request], urls: Sequence[str]) -> list[Response]:
-    """Send all requests at the same moment, spread over the servers."""
-    barrier = threading.Barrier(len(requests))
+def at_once(sends: Sequence[Callable[[str], Response]], urls: Sequence[str]) -> list[Response]:
+    """Send requests at the same moment, spread over the servers. Each takes the server's URL."""
+    barrier = threading.Barrier(len(sends))
 
     def send(index: int) -> Response:
         with contextlib.suppress(threading.BrokenBarrierError):
             barrier.wait(RESPONSE_SECONDS)
-        return book(urls[index % len(urls)], requests[index])
+        return sends[index](urls[index % len(urls)])
 
-    with ThreadPoolExecutor(len(requests)) as pool:
+    with ThreadPoolExecutor(len(sends)) as pool:
         try:
-            return list(pool.map(send, range(len(requests))))
+            return list(pool.map(send, range(len(sends))))
         finally:
             barrier.abort()  # After Ctrl+C, threads must not wait for threads that never start.
+
+
+def book_at_once(requests: Sequence[Request], urls: Sequence[str]) -> list[Response]:
+    return at_once([partial(book, request=request) for request in requests], urls)
 
 
 def start(slot: int) -> str:
@@ -138,7 +144,7 @@ def race(target: Target, tenant: str) -> tuple[str, str]:
 
 def one_request(target: Target, tenant: str) -> tuple[str, str]:
     """one request is sent 50 times at once"""
-    responses = at_once([Request(tenant, start(0), f"{tenant}:one")] * 50, target.urls)
+    responses = book_at_once([Request(tenant, start(0), f"{tenant}:one")] * 50, target.urls)
     bodies = len({json.dumps(body) for _, body in responses})
     _, listed = call(target.urls[0], "GET", f"/bookings?tenant_id={quote(tenant)}")
     return (
@@ -151,7 +157,7 @@ def spellings(target: Target, tenant: str) -> tuple[str, str]:
     """one instant is sent in five spellings at once"""
     times = ("T10:00:00Z", "T10:00:00.000Z", "t10:00:00z", "T10:00:00+00:00", "T10:00:00.0-00:00")
     requests = [Request(tenant, f"2026-01-01{text}", f"{tenant}:{text}") for text in times]
-    return "201 x1, 409 x4", count(at_once(requests, target.urls))
+    return "201 x1, 409 x4", count(book_at_once(requests, target.urls))
 
 
 def reused_key(target: Target, tenant: str) -> tuple[str, str]:
@@ -161,6 +167,26 @@ def reused_key(target: Target, tenant: str) -> tuple[str, str]:
     path = f"/bookings/{body['id'] if status == 201 else 0}?tenant_id={quote(stranger)}"
     others = [Request(tenant, start(1), key), Request(stranger, start(0), key)]
     return "404 x1, 422 x2", count([*(book(url, r) for r in others), call(url, "GET", path)])
+
+
+def cancellation(target: Target, tenant: str) -> tuple[str, str]:
+    """20 clients cancel a booking, it is requested again, 5 race for the slot, 2 cancel again"""
+    url, original = target.urls[0], Request(tenant, start(0), f"{tenant}:original")
+    status, body = book(url, original)
+    path = f"/bookings/{body['id'] if status == 201 else 0}?tenant_id={quote(tenant)}"
+    cancel = partial(call, method="DELETE", path=path)
+    cancelled = at_once([cancel] * 20, target.urls)
+    retried = book_at_once([original] * 2, target.urls)
+    rivals = [Request(tenant, start(0), f"{tenant}:{rival}") for rival in range(5)]
+    raced = book_at_once(rivals, target.urls)
+    again = [cancel(url) for url in target.urls]
+    _, listed = call(url, "GET", f"/bookings?tenant_id={quote(tenant)}")
+    won = [body for status, body in raced if status == 201]
+    statuses = "; ".join(map(count, (cancelled, retried, raced, again)))
+    return (
+        f"204 x20; 410 x2; 201 x1, 409 x4; 204 x{len(again)}; the new booking is listed",
+        f"{statuses}; the new booking is {'' if won and listed == won else 'not '}listed",
+    )
 
 
 def by_hand(target: Target, tenant: str) -> tuple[str, str]:
@@ -243,7 +269,7 @@ def main() -> int:
     options = parser.parse_args()
     if "" in (options.url, options.database):  # As from an unset variable.
         parser.error("--url and --database need a value")
-    parts: list[Part] = [race, one_request, spellings, reused_key]
+    parts: list[Part] = [race, one_request, spellings, reused_key, cancellation]
     if options.url:
         return run_parts(Target([options.url.rstrip("/")], "", []), parts)
     with contextlib.ExitStack() as stack:

@@ -10,15 +10,18 @@ import argparse
 import json
 import sys
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import Union
 
 from bookings import settings, values
 from bookings.stores import find_database
-from bookings.stores.model import Booking
-from bookings.terminal import run_command
+from bookings.stores.model import Booking, Cancellation
+from bookings.terminal import plural, run_command
 
 _NAME = "bookings.show"
+
+Row = Union[Booking, Cancellation]
 
 
 def main() -> int:
@@ -28,8 +31,13 @@ def main() -> int:
         return 1
     with find_database(options.database).read() as reader:
         bounds = (options.start_from or "", options.start_before or "")
-        read = partial(reader.bookings, options.tenant, *bounds, options.limit)
-        (print_json if options.json else print_table)(read)
+        read = partial(reader.bookings, options.tenant, *bounds, options.limit, options.cancelled)
+        if options.json:
+            print_json(read())
+        elif options.cancelled:
+            print_table(read, Cancellation._fields, "cancelled booking")
+        else:
+            print_table(read, Booking._fields, "booking")
         sys.stdout.flush()
     return 0
 
@@ -53,6 +61,9 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--limit", type=option(positive_number), default=-1, help="at most this many bookings"
     )
+    parser.add_argument(
+        "--cancelled", action="store_true", help="print the cancelled bookings instead"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object per line")
     return parser.parse_args()
 
@@ -75,27 +86,27 @@ def positive_number(value: str) -> int:
     return int(value)
 
 
-def print_json(read: Callable[[], Iterable[Booking]]) -> None:
+def print_json(found: Iterable[Row]) -> None:
     """Print one object per line, in ASCII: control characters become escapes, a blob its repr."""
-    for booking in read():
+    for booking in found:
         print(json.dumps(booking._asdict(), default=repr).replace("\x7f", "\\u007f"))
 
 
-def print_table(read: Callable[[], Iterable[Booking]]) -> None:
-    """Print aligned columns and the number of bookings. Reads twice, first for the widths."""
-    widths = [len(name) for name in Booking._fields]
+def print_table(read: Callable[[], Iterable[Row]], columns: Sequence[str], noun: str) -> None:
+    """Print aligned columns and the number of rows. Reads twice, first for the widths."""
+    widths = [len(name) for name in columns]
     for booking in read():
         widths = [max(old, width(cell)) for old, cell in zip(widths, cells(booking))]
-    print(align(Booking._fields, widths))
-    print(align(["-" * columns for columns in widths], widths))
+    print(align(columns, widths))
+    print(align(["-" * length for length in widths], widths))
     count = 0
     for booking in read():
         print(align(cells(booking), widths))
         count += 1
-    print(f"{count} booking{'' if count == 1 else 's'}")
+    print(plural(count, noun))
 
 
-def cells(booking: Booking) -> list[str]:
+def cells(booking: Row) -> list[str]:
     return [escape(str(value)) for value in booking]
 
 

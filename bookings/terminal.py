@@ -54,6 +54,10 @@ def print_if_possible(text: str) -> None:
         discard_output()
 
 
+def plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def discard_output() -> None:
     """Send standard output to the null device. Otherwise Python fails again when it closes it."""
     if sys.stdout:

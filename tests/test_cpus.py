@@ -25,12 +25,13 @@ def _cpus_of(workers: set[int]) -> list[set[int]]:
     return [os.sched_getaffinity(worker) for worker in sorted(workers)]
 
 
-def _replacement(server: Server, workers: set[int], killed: int) -> int:
-    """Kill a worker and return the one that takes its place."""
+def _replace(server: Server, killed: int, cpus_of_killed: set[int]) -> None:
+    """Kill a worker, and wait until the one that takes its place has the same CPUs."""
+    others = workers_of(server)
     os.kill(killed, signal.SIGKILL)
-    until(lambda: len(workers_of(server) - workers) == 1)
-    (replacement,) = workers_of(server) - workers
-    return replacement
+    until(lambda: len(workers_of(server) - others) == 1)
+    (replacement,) = workers_of(server) - others
+    until(lambda: os.sched_getaffinity(replacement) == cpus_of_killed)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +93,9 @@ def test_default_respects_affinity() -> None:
 @pytest.mark.parametrize(
     ("flags", "environment"), [(["-X", "cpu_count=3"], {}), ([], {"PYTHON_CPU_COUNT": "3"})]
 )
-def test_default_respects_cpu_count_of_python(flags: list[str], environment: dict[str, str]) -> None:
+def test_default_respects_cpu_count_of_python(
+    flags: list[str], environment: dict[str, str]
+) -> None:
     command = [sys.executable, *flags, "-c", PRINT_DEFAULT]
     environment = {**os.environ, **environment}
     assert subprocess.check_output(command, cwd=ROOT, env=environment, text=True) == "3\n"
@@ -108,10 +111,8 @@ def test_each_worker_has_one_cpu(tmp_path: Path, count: int) -> None:
         workers = workers_of(server)
         bound = [{usable[number % len(usable)]} for number in range(count)]
         assert _cpus_of(workers) == bound
-        for number, killed in enumerate(sorted(workers)):
-            replacement = _replacement(server, workers, killed)
-            until(lambda: os.sched_getaffinity(replacement) == bound[number])
-            workers = workers_of(server)
+        for killed, its_cpus in zip(sorted(workers), bound):
+            _replace(server, killed, its_cpus)
         assert os.sched_getaffinity(server.process.pid) == set(usable)
         assert server.book().status == 201
 

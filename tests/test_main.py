@@ -259,8 +259,8 @@ def test_database_locked_for_too_long_is_reported(tmp_path: Path) -> None:
             )
             db.execute(f"BEGIN {lock}")
             db.execute("DELETE FROM bookings")
-        patch = "from bookings.stores import sqlite; sqlite.BUSY_SECONDS = 0.5"
-        program = str(patched(tmp_path, f"{patch}; sqlite.connect.__defaults__ = (0.5,)"))
+        patch = "from bookings.stores import connections; connections.BUSY_SECONDS = 0.5"
+        program = str(patched(tmp_path, patch))
         # Both at once, because each waits for the whole time.
         lines = at_once(
             2,

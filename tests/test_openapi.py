@@ -51,15 +51,15 @@ from tests.helpers.values import INSTANTS, REJECTED_TEXTS, SLOT, TEXTS, fresh_na
 IMPATIENT = """
 import os
 from bookings.server import connection, server
-from bookings.stores import sqlite
-connection.HEAD_SECONDS, server.ARRIVAL_SECONDS, sqlite.BUSY_SECONDS = 1.0, 0.1, 0.2
-connect = sqlite.connect
+from bookings.stores import connections
+connection.HEAD_SECONDS, server.ARRIVAL_SECONDS, connections.BUSY_SECONDS = 1.0, 0.1, 0.2
+connect = connections.connect
 def limited(*arguments):
     db = connect(*arguments)
     if os.path.exists("full"):
         db.execute("PRAGMA max_page_count = 1")
     return db
-sqlite.connect = limited
+connections.connect = limited
 """
 
 

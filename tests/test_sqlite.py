@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from bookings.stores import sql, sqlite
+from bookings.stores import connections, creation, sql, sqlite
 from bookings.stores.model import PageQuery
 from tests.helpers.openapi import assert_documented
 from tests.helpers.servers import SOON, Response, Server, assert_problem, at_once
@@ -48,14 +48,14 @@ def test_write_waits_for_busy_database_and_then_is_503(server: Server) -> None:
         for response, seconds in rejected:
             assert_unavailable(response, "database-busy")
             # Concurrent requests wait together, not one after another.
-            assert sqlite.BUSY_SECONDS * 0.9 < seconds < sqlite.BUSY_SECONDS * 1.9
+            assert connections.BUSY_SECONDS * 0.9 < seconds < connections.BUSY_SECONDS * 1.9
         assert (listed.status, listed.json) == (200, [booked.json])
-        assert list_seconds < sqlite.BUSY_SECONDS * 0.5
+        assert list_seconds < connections.BUSY_SECONDS * 0.5
         assert server.rows() == before
         waited: list[Response] = []
         waiting = threading.Thread(target=lambda: waited.append(ask(0)[0]))
         waiting.start()
-        waiting.join(sqlite.BUSY_SECONDS / 20)
+        waiting.join(connections.BUSY_SECONDS / 20)
         assert waiting.is_alive()
         holder.execute("ROLLBACK")
         waiting.join(SOON)
@@ -246,7 +246,7 @@ def test_cost_of_page_does_not_depend_on_size_of_table(
     found: int,
 ) -> None:
     # Count the steps of SQLite's virtual machine. Unlike times, they do not vary.
-    real = sqlite.connect
+    real = connections.connect
     steps = 0
 
     def step() -> None:
@@ -258,7 +258,7 @@ def test_cost_of_page_does_not_depend_on_size_of_table(
         db.set_progress_handler(step, 1)
         return db
 
-    monkeypatch.setattr(sqlite, "connect", counted)
+    monkeypatch.setattr(connections, "connect", counted)
     costs = []
     for path in tables:
         with contextlib.closing(sqlite3.connect(path)) as db:
@@ -267,7 +267,7 @@ def test_cost_of_page_does_not_depend_on_size_of_table(
                 "ORDER BY start_time_utc DESC LIMIT 1 OFFSET 150"
             ).fetchone()
         bounds = (end if bound == END else bound for bound in (start_from, start_before, after))
-        sqlite.create_database(str(path))
+        creation.create_database(str(path))
         with contextlib.closing(sqlite.SQLiteStore(str(path))) as store:
             steps = 0
             page = store.list_bookings(PageQuery(tenant, *bounds, limit=100))

@@ -583,14 +583,14 @@ def test_shutdown_right_after_startup_line_is_clean(
 _HOLD_WHILE_OPENING = """
 import os, time
 from bookings.stores import sqlite
-verify_tables = sqlite.verify_tables
+verify_rules = sqlite.verify_rules
 def held(*arguments):
     if os.path.exists("hold"):
         open("starting", "w").close()
     while os.path.exists("hold"):
         time.sleep(0.005)
-    verify_tables(*arguments)
-sqlite.verify_tables = held
+    verify_rules(*arguments)
+sqlite.verify_rules = held
 """
 
 

@@ -204,7 +204,7 @@ class Connection:
         except ClientGone:
             if not self._shared.shutting_down:
                 raise
-            detail = "The request did not arrive completely. Nothing was booked; send it again."
+            detail = "The request did not arrive completely. Nothing was changed; send it again."
             raise Problem("shutting-down", detail) from None
 
     def _receive(self, deadline: float) -> None:

@@ -4,6 +4,8 @@
     sql            the statements that both stores run
     schema         reads schema.sql and verifies tables
     files          the files of a SQLite database
+    connections    opens SQLite connections and translates their errors
+    creation       creates the SQLite database
     shared         state that all workers share
     write_queue    fair waiting for SQLite's write lock
     recovery       restarts from the disk after a failed sync
@@ -22,7 +24,7 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import NamedTuple
 
-from bookings.stores import files, recovery, rqlite, rqlite_client, snapshot, sqlite
+from bookings.stores import creation, files, recovery, rqlite, rqlite_client, snapshot, sqlite
 from bookings.stores.model import Reader, Store
 from bookings.stores.shared import SharedState
 
@@ -58,7 +60,7 @@ def find_database(location: str) -> Database:
     database_files = files.DatabaseFiles(location)
     return Database(
         database_files.path,
-        partial(sqlite.create_database, location),
+        partial(creation.create_database, location),
         database_files.identify,
         partial(recovery.settle, database_files),
         partial(sqlite.SQLiteStore, location),

@@ -26,6 +26,24 @@ class Booking(NamedTuple):
     created_at: str
 
 
+class Cancellation(NamedTuple):
+    """A cancelled booking."""
+
+    id: int
+    tenant_id: str
+    start_time_utc: str
+    idempotency_key: str
+    created_at: str
+    cancelled_at: str
+
+
+class Counts(NamedTuple):
+    """The number of rows of each table."""
+
+    bookings: int
+    cancellations: int
+
+
 class PageQuery(NamedTuple):
     """Which of a tenant's bookings to list. "" leaves a bound open."""
 
@@ -51,6 +69,7 @@ class Outcome(enum.Enum):
     REPLAYED = "replayed"
     KEY_REUSED = "key reused"
     SLOT_TAKEN = "slot taken"
+    CANCELLED = "cancelled"
 
 
 # A booking accompanies CREATED and REPLAYED only.
@@ -85,10 +104,15 @@ class Store(Protocol):
     def list_bookings(self, query: PageQuery) -> Page:
         """Return the first bookings that match, by start time."""
 
-    def get_booking(self, tenant_id: str, booking_id: int) -> Booking | None: ...
+    def get_booking(self, tenant_id: str, booking_id: int) -> Booking | Cancellation | None: ...
+
+    def cancel(self, tenant_id: str, booking_id: int) -> bool:
+        """Cancel a booking. Return True if it is cancelled now, whether by this call or an earlier
+        one, and False if the tenant never had it.
+        """
 
     def ping(self) -> None:
-        """Raise Unavailable unless bookings can be read and written."""
+        """Raise Unavailable unless bookings can be read and written under all rules."""
 
     def close(self) -> None: ...
 
@@ -96,16 +120,22 @@ class Store(Protocol):
 class Reader(Protocol):
     """A read-only view of a database for the commands that run beside the server."""
 
-    def count(self) -> int:
-        """Return the number of bookings."""
+    def count(self) -> Counts: ...
 
     def bookings(
-        self, tenant_id: str | None, start_from: str, start_before: str, limit: int
-    ) -> Iterator[Booking]:
-        """Yield bookings by tenant and start time. None, "" and -1 leave a bound open."""
+        self,
+        tenant_id: str | None,
+        start_from: str,
+        start_before: str,
+        limit: int,
+        cancelled: bool = False,
+    ) -> Iterator[Booking | Cancellation]:
+        """Yield bookings, or the cancelled ones, by tenant and start time. None, "" and -1 leave a
+        bound open.
+        """
 
-    def copy_to(self, path: str, progress: Callable[[int, int], None]) -> int:
-        """Copy to a file; return the number of bookings in it. Raise CannotOpen if it is damaged.
+    def copy_to(self, path: str, progress: Callable[[int, int], None]) -> Counts:
+        """Copy to a file; return what is in it. Raise CannotOpen if it is damaged.
 
         Calls `progress(remaining, total)` with numbers of pages if the store knows them.
         """
@@ -116,10 +146,17 @@ def current_time() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-def explain_conflict(new: NewBooking, found: Booking | None) -> Decision:
+def explain_conflict(new: NewBooking, found: Booking | Cancellation | None) -> Decision:
     """Explain why the INSERT of `new` failed, given the booking that has its idempotency key."""
     if not found:
         return Outcome.SLOT_TAKEN, None
-    if (found.tenant_id, found.start_time_utc) == (new.tenant_id, new.start_time_utc):
-        return Outcome.REPLAYED, found
-    return Outcome.KEY_REUSED, None
+    if (found.tenant_id, found.start_time_utc) != (new.tenant_id, new.start_time_utc):
+        return Outcome.KEY_REUSED, None
+    return (Outcome.REPLAYED, found) if isinstance(found, Booking) else (Outcome.CANCELLED, None)
+
+
+def explain_no_cancellation(found: Booking | Cancellation | None) -> bool:
+    """Return the result of `cancel` if no row was moved, given the booking that has the id."""
+    if isinstance(found, Booking):
+        raise RuntimeError("the booking was not moved to cancellations; does a trigger prevent it?")
+    return found is not None

@@ -10,9 +10,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from bookings.stores import model, rqlite_client, sql
-from bookings.stores.model import Booking, CannotOpen, NewBooking, Outcome
+from bookings.stores.model import (
+    Booking,
+    Cancellation,
+    CannotOpen,
+    Counts,
+    FailureReason,
+    NewBooking,
+    Outcome,
+    Unavailable,
+)
 from bookings.stores.rqlite_client import LEVEL_STRONG, LEVEL_WEAK, Rejected, RqliteClient
-from bookings.stores.schema import ENCODING, OBJECTS, schema_sql, verify_schema
+from bookings.stores.schema import ENCODING, OBJECTS, schema_statements, verify_schema
 from bookings.stores.snapshot import verify_copy
 
 # Rows that a reader of the whole table fetches at once, about 200 KB.
@@ -37,17 +46,37 @@ class RqliteStore:
         # The column's default would give each node its own time.
         row = {**new._asdict(), "created_at": model.current_time()}
         try:
-            result = self._client.execute(sql.INSERT, row, deadline)
+            (result,) = self._client.execute([(sql.INSERT, row)], deadline)
         except Rejected as error:
-            if not str(error).startswith(sql.UNIQUE_VIOLATION):
+            if not str(error).startswith((sql.UNIQUE_VIOLATION, sql.CANCELLED)):
                 raise
         else:
             if result.get("rows_affected") != 1:
                 raise RuntimeError("the INSERT had no effect; does a trigger ignore it?")
             return Outcome.CREATED, Booking(result["last_insert_id"], **row)
         # A weak read could miss the booking and report a taken slot instead of a replay.
-        found = self._client.query(LEVEL_STRONG, sql.SELECT_BY_KEY, row, deadline)
-        return model.explain_conflict(new, Booking(*found[0]) if found else None)
+        found = self._client.query(LEVEL_STRONG, sql.FIND_BY_KEY, row, deadline)
+        return model.explain_conflict(new, sql.as_found(found[0] if found else None))
+
+    def cancel(self, tenant_id: str, booking_id: int) -> bool:
+        """Cancel the booking. A majority of the nodes has everything that the result reports on
+        disk.
+        """
+        deadline = rqlite_client.call_deadline()
+        values: sql.Values = {
+            "id": booking_id,
+            "tenant_id": tenant_id,
+            "cancelled_at": model.current_time(),
+        }
+        statements = [(sql.INSERT_CANCELLATION, values), (sql.DELETE_BOOKING, values)]
+        try:
+            # rqlite leaves rows_affected out if it is 0.
+            if all(r.get("rows_affected") == 1 for r in self._client.execute(statements, deadline)):
+                return True
+        except Rejected as error:
+            if not str(error).startswith(sql.CANCELLATION_EXISTS):
+                raise
+        return model.explain_no_cancellation(self._find(booking_id, tenant_id, deadline))
 
     def list_bookings(self, query: model.PageQuery) -> model.Page:
         deadline = rqlite_client.call_deadline()
@@ -58,14 +87,22 @@ class RqliteStore:
 
         return sql.read_page(fetch_row, query)
 
-    def get_booking(self, tenant_id: str, booking_id: int) -> Booking | None:
-        values: sql.Values = {"id": booking_id, "tenant_id": tenant_id}
-        found = self._client.query(LEVEL_STRONG, sql.SELECT_BY_ID, values)
-        return Booking(*found[0]) if found else None
+    def get_booking(self, tenant_id: str, booking_id: int) -> Booking | Cancellation | None:
+        return self._find(booking_id, tenant_id, rqlite_client.call_deadline())
 
     def ping(self) -> None:
         # A health check only needs to know that there is a leader, and runs every few seconds.
-        self._client.query(LEVEL_WEAK, sql.PING)
+        try:
+            _verify_rules(self._client, LEVEL_WEAK)
+        except CannotOpen as error:
+            raise Unavailable(FailureReason.UNREACHABLE) from error
+
+    def _find(
+        self, booking_id: int, tenant_id: str, deadline: float
+    ) -> Booking | Cancellation | None:
+        values: sql.Values = {"id": booking_id, "tenant_id": tenant_id}
+        found = self._client.query(LEVEL_STRONG, sql.FIND_BY_ID, values, deadline)
+        return sql.as_found(found[0] if found else None)
 
 
 class RqliteReader:
@@ -74,24 +111,31 @@ class RqliteReader:
     def __init__(self, client: RqliteClient) -> None:
         self._client = client
 
-    def count(self) -> int:
-        return int(self._client.query(LEVEL_STRONG, sql.COUNT)[0][0])
+    def count(self) -> Counts:
+        return Counts(*self._client.query(LEVEL_STRONG, sql.COUNT)[0])
 
     def bookings(
-        self, tenant_id: str | None, start_from: str, start_before: str, limit: int
-    ) -> Iterator[Booking]:
-        after = ("", "")
+        self,
+        tenant_id: str | None,
+        start_from: str,
+        start_before: str,
+        limit: int,
+        cancelled: bool = False,
+    ) -> Iterator[Booking | Cancellation]:
+        record = Cancellation if cancelled else Booking
+        bounds = (cancelled, tenant_id, start_from, start_before)
+        after = ("", "", 0)
         while limit:
             size = _READ_ROWS if limit < 0 else min(limit, _READ_ROWS)
-            query, values = sql.list_query(tenant_id, start_from, start_before, size, after)
-            found = [Booking(*row) for row in self._client.query(LEVEL_STRONG, query, values)]
+            query, values = sql.list_query(*bounds, size, after)
+            found = [record(*row) for row in self._client.query(LEVEL_STRONG, query, values)]
             yield from found
             if len(found) < size:
                 return
-            after = (found[-1].tenant_id, found[-1].start_time_utc)
+            after = (found[-1].tenant_id, found[-1].start_time_utc, found[-1].id)
             limit = limit if limit < 0 else limit - size
 
-    def copy_to(self, path: str, progress: Callable[[int, int], None]) -> int:
+    def copy_to(self, path: str, progress: Callable[[int, int], None]) -> Counts:
         """Download the leader's database. The nodes report no progress."""
         at_least = self.count()
         self._client.download_to(path)
@@ -102,15 +146,15 @@ class RqliteReader:
 def read_cluster(url: str) -> Iterator[RqliteReader]:
     """Yield the bookings on a cluster. Raise CannotOpen."""
     with _open_client(url) as client:
-        _verify_tables(client)
+        _verify_rules(client)
         yield RqliteReader(client)
 
 
 def create_tables(url: str) -> None:
     """Create the tables from schema.sql, or verify existing ones. Raise CannotOpen."""
     with _open_client(url) as client:
-        client.execute(schema_sql())
-        _verify_tables(client)
+        client.execute([(statement, None) for statement in schema_statements()])
+        _verify_rules(client)
 
 
 @contextmanager
@@ -127,8 +171,8 @@ def _open_client(url: str) -> Iterator[RqliteClient]:
         client.close()
 
 
-def _verify_tables(client: RqliteClient) -> None:
-    """Raise CannotOpen unless the cluster has the tables of schema.sql, as the leader sees them."""
-    (encoding,) = client.query(LEVEL_STRONG, ENCODING)[0]
-    objects = [(name, sql) for name, sql in client.query(LEVEL_STRONG, OBJECTS)]
+def _verify_rules(client: RqliteClient, level: str = LEVEL_STRONG) -> None:
+    """Raise CannotOpen unless the cluster has all rules of schema.sql, as the leader sees them."""
+    (encoding,) = client.query(level, ENCODING)[0]
+    objects = [(name, sql) for name, sql in client.query(level, OBJECTS)]
     verify_schema(encoding, objects, client.name)

@@ -14,8 +14,8 @@ import re
 import time
 from base64 import b64encode
 from collections import deque
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, Optional, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from bookings.stores.model import CannotOpen, FailureReason, Unavailable
@@ -68,6 +68,8 @@ _NODE_FAULTS = (
 )
 
 Value = TypeVar("Value")
+# A statement with named parameters, and their values.
+Statement = tuple[str, Optional[Values]]
 
 
 class Rejected(Exception):
@@ -115,13 +117,13 @@ class RqliteClient:
             self._idle.pop()[1].close()
 
     def execute(
-        self, statement: str, values: Values | None = None, deadline: float | None = None
-    ) -> dict[str, Any]:
-        """Execute a statement that writes; return rqlite's result.
+        self, statements: Sequence[Statement], deadline: float | None = None
+    ) -> list[dict[str, Any]]:
+        """Execute statements that write, in one transaction; return rqlite's result of each.
 
-        Raises Rejected if SQLite rejects it, and Unavailable if no node answers in time.
+        Raises Rejected if SQLite rejects one, and Unavailable if no node answers in time.
         """
-        return self._run(_EXECUTE, statement, values, deadline or call_deadline())
+        return self._run(_EXECUTE, statements, deadline or call_deadline())
 
     def query(
         self,
@@ -131,7 +133,8 @@ class RqliteClient:
         deadline: float | None = None,
     ) -> list[list[Any]]:
         """Return the rows that a statement reads. Raises like `execute`."""
-        result = self._run(_QUERY + level, statement, values, deadline or call_deadline())
+        statements = [(statement, values)]
+        (result,) = self._run(_QUERY + level, statements, deadline or call_deadline())
         rows: list[list[Any]] = result.get("values", [])
         return rows
 
@@ -151,21 +154,27 @@ class RqliteClient:
         self._send("GET", _BACKUP, None, time.monotonic() + BACKUP_SECONDS, BACKUP_SECONDS, save)
 
     def _run(
-        self, target: str, statement: str, values: Values | None, deadline: float
-    ) -> dict[str, Any]:
+        self, target: str, statements: Sequence[Statement], deadline: float
+    ) -> list[dict[str, Any]]:
         # All values travel as one JSON text. rqlite would turn a parameter like X'41' into a blob.
-        parameters = [json.dumps(values, ensure_ascii=False)] if values else []
-        if values:
-            statement = _with_json_values(statement)
-        body = json.dumps([[statement, *parameters]]).encode()
-        result = self._send("POST", target, body, deadline, NODE_SECONDS, _read_result)
-        if "error" in result:
-            rejected = Rejected(result["error"])
-            if result["error"].startswith(_NODE_FAULTS):
+        body = json.dumps(
+            [
+                [_with_json_values(statement), json.dumps(values, ensure_ascii=False)]
+                if values
+                else [statement]
+                for statement, values in statements
+            ]
+        ).encode()
+        read = functools.partial(_read_results, len(statements))
+        results = self._send("POST", target, body, deadline, NODE_SECONDS, read)
+        error = results[-1].get("error")
+        if error:
+            rejected = Rejected(error)
+            if error.startswith(_NODE_FAULTS):
                 # Other nodes may have executed the statement.
                 raise Unavailable(FailureReason.UNREACHABLE) from rejected
             raise rejected
-        return result
+        return results
 
     def _send(
         self,
@@ -225,15 +234,20 @@ def call_deadline() -> float:
     return time.monotonic() + CALL_SECONDS
 
 
-def _read_result(response: http.client.HTTPResponse) -> dict[str, Any]:
-    """Return the result of the only statement. Raise ValueError if the node did not execute it."""
+def _read_results(count: int, response: http.client.HTTPResponse) -> list[dict[str, Any]]:
+    """Return the result of each statement; that of a rejected one is the last.
+
+    Raises ValueError if the node did not execute them.
+    """
     document = json.loads(response.read())
     if "error" in document:
         raise ValueError(document["error"])
-    result: dict[str, Any] = document["results"][0]
-    if not isinstance(result, dict) or not isinstance(result.get("error", ""), str):
-        raise TypeError("the response has no result")
-    return result
+    results: list[dict[str, Any]] = document["results"]
+    if not all(isinstance(result.get("error", ""), str) for result in results):
+        raise TypeError("an error is not text")
+    if len(results) != count and "error" not in results[-1]:
+        raise ValueError(f"{len(results)} results of {count} statements")
+    return results
 
 
 @functools.cache

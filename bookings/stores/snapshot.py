@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 
 from bookings.stores import sql
+from bookings.stores.connections import connect, set_busy_timeout
+from bookings.stores.creation import verify_rules
 from bookings.stores.files import DatabaseFiles, startup_errors
-from bookings.stores.model import Booking, CannotOpen
-from bookings.stores.sqlite import connect, set_busy_timeout, verify_tables
+from bookings.stores.model import Booking, Cancellation, CannotOpen, Counts
 
 # Pages that SQLite copies between two reports of progress.
 _COPY_PAGES = 1000
@@ -22,16 +23,22 @@ class Snapshot:
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
 
-    def count(self) -> int:
-        return int(self._db.execute(sql.COUNT).fetchone()[0])
+    def count(self) -> Counts:
+        return Counts(*self._db.execute(sql.COUNT).fetchone())
 
     def bookings(
-        self, tenant_id: str | None, start_from: str, start_before: str, limit: int
-    ) -> Iterator[Booking]:
-        query, values = sql.list_query(tenant_id, start_from, start_before, limit)
-        return (Booking(*row) for row in self._db.execute(query, values))
+        self,
+        tenant_id: str | None,
+        start_from: str,
+        start_before: str,
+        limit: int,
+        cancelled: bool = False,
+    ) -> Iterator[Booking | Cancellation]:
+        query, values = sql.list_query(cancelled, tenant_id, start_from, start_before, limit)
+        record = Cancellation if cancelled else Booking
+        return (record(*row) for row in self._db.execute(query, values))
 
-    def copy_to(self, path: str, progress: Callable[[int, int], None]) -> int:
+    def copy_to(self, path: str, progress: Callable[[int, int], None]) -> Counts:
         """Copy with SQLite's online backup, which does not block writers."""
         with closing(sqlite3.connect(path, isolation_level=None)) as copy:
             try:
@@ -45,9 +52,9 @@ class Snapshot:
         return verify_copy(path, self.count())
 
 
-def verify_copy(path: str, at_least: int) -> int:
-    """Return the number of bookings in the copy. Raise CannotOpen if it is damaged or has fewer
-    than `at_least`.
+def verify_copy(path: str, at_least: Counts) -> Counts:
+    """Return what is in the copy. Raise CannotOpen if it is damaged or has fewer rows than
+    `at_least`. Cancelling moves rows, so only the sum never shrinks.
     """
     with closing(sqlite3.connect(path, isolation_level=None)) as copy:
         try:
@@ -59,8 +66,8 @@ def verify_copy(path: str, at_least: int) -> int:
             raise CannotOpen(f"the copy is damaged: {error}") from error
     if found != "ok":
         raise CannotOpen(f"the copy is damaged: {' '.join(found.split())[:200]}")
-    if count < at_least:
-        raise CannotOpen(f"the copy is incomplete: {count} of {at_least} bookings")
+    if sum(count) < sum(at_least):
+        raise CannotOpen(f"the copy is incomplete: {sum(count)} of {sum(at_least)} bookings")
     return count
 
 
@@ -80,7 +87,7 @@ def read_snapshot(path: str) -> Iterator[Snapshot]:
         try:
             with closing(connect(files.uri(mode))) as db:
                 db.execute("BEGIN")
-                verify_tables(db, path)
+                verify_rules(db, path)
                 yield Snapshot(db)
         finally:
             with suppress(OSError):  # A server that shut down has deleted the WAL.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from bookings.stores.model import Booking, Page, PageQuery
+from bookings.stores.model import Booking, Cancellation, Page, PageQuery
 
 Values = Mapping[str, "str | int"]
 
@@ -16,9 +16,20 @@ INSERT = (
     f"INSERT INTO bookings ({', '.join(_INSERTED)}) "
     f"VALUES ({', '.join(f':{column}' for column in _INSERTED)})"
 )
-SELECT_BY_KEY = f"SELECT {_COLUMNS} FROM bookings WHERE idempotency_key = :idempotency_key"
-SELECT_BY_ID = f"SELECT {_COLUMNS} FROM bookings WHERE id = :id AND tenant_id = :tenant_id"
-COUNT = "SELECT count(*) FROM bookings"
+# Both in one transaction. The second one deletes the row that the first one copied, if any.
+INSERT_CANCELLATION = (
+    f"INSERT INTO cancellations ({_COLUMNS}, cancelled_at) SELECT {_COLUMNS}, :cancelled_at "
+    "FROM bookings WHERE id = :id AND tenant_id = :tenant_id"
+)
+DELETE_BOOKING = "DELETE FROM bookings WHERE id = :id AND tenant_id = :tenant_id"
+# A booking is in one of the two tables. One statement reads both of them at the same moment.
+_FIND = (
+    f"SELECT {_COLUMNS}, NULL FROM bookings WHERE {{0}} UNION ALL "
+    f"SELECT {_COLUMNS}, cancelled_at FROM cancellations WHERE {{0}}"
+)
+FIND_BY_KEY = _FIND.format("idempotency_key = :idempotency_key")
+FIND_BY_ID = _FIND.format("id = :id AND tenant_id = :tenant_id")
+COUNT = "SELECT (SELECT count(*) FROM bookings), (SELECT count(*) FROM cancellations)"
 PING = "SELECT 1 FROM bookings LIMIT 1"
 
 # SQLite reads a page from the index of UNIQUE (tenant_id, start_time_utc) without sorting, so its
@@ -34,6 +45,9 @@ PAGE = f"""
 # How SQLite's message starts when a UNIQUE constraint of the table rejects an INSERT. The message
 # names an index that an operator added in another way.
 UNIQUE_VIOLATION = "UNIQUE constraint failed: bookings."
+# The same for a cancellation, and the message of the trigger in schema.sql.
+CANCELLATION_EXISTS = "UNIQUE constraint failed: cancellations."
+CANCELLED = "the booking with this idempotency key or id was cancelled"
 
 
 def read_page(fetch_row: Callable[[str, Values], Any], query: PageQuery) -> Page:
@@ -47,31 +61,44 @@ def read_page(fetch_row: Callable[[str, Values], Any], query: PageQuery) -> Page
     return Page(array, last, more)
 
 
+def as_found(row: Sequence[Any] | None) -> Booking | Cancellation | None:
+    """Return what a row of FIND_BY_KEY or FIND_BY_ID stands for."""
+    if not row:
+        return None
+    return Booking(*row[:-1]) if row[-1] is None else Cancellation(*row)
+
+
 def list_query(
+    cancelled: bool,
     tenant_id: str | None,
     start_from: str,
     start_before: str,
     limit: int,
-    after: tuple[str, str] = ("", ""),
+    after: tuple[str, str, int] = ("", "", 0),
 ) -> tuple[str, Values]:
-    """Return the statement that reads bookings by tenant and start time, and its values.
+    """Return the statement that reads bookings, or cancelled ones, by tenant and start time, and
+    its values.
 
-    `after` is the tenant and the start time of the last booking that was read before.
+    `after` is the tenant, the start time and the id of the last booking that was read before.
     """
-    conditions = ["(tenant_id, start_time_utc) > (:after_tenant, :after_start)"]
+    conditions = ["(tenant_id, start_time_utc, id) > (:after_tenant, :after_start, :after_id)"]
     if tenant_id is not None:
         conditions.append("tenant_id = :tenant_id")
     if start_from:
         conditions.append("start_time_utc >= :start_from")
     if start_before:
         conditions.append("start_time_utc < :start_before")
+    columns, table = (
+        (f"{_COLUMNS}, cancelled_at", "cancellations") if cancelled else (_COLUMNS, "bookings")
+    )
     statement = (
-        f"SELECT {_COLUMNS} FROM bookings WHERE {' AND '.join(conditions)} "
-        "ORDER BY tenant_id, start_time_utc LIMIT :limit"
+        f"SELECT {columns} FROM {table} WHERE {' AND '.join(conditions)} "
+        "ORDER BY tenant_id, start_time_utc, id LIMIT :limit"
     )
     values: dict[str, str | int] = {
         "after_tenant": after[0],
         "after_start": after[1],
+        "after_id": after[2],
         "tenant_id": tenant_id or "",
         "start_from": start_from,
         "start_before": start_before,

@@ -11,20 +11,23 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
-from typing import Any
 
-from bookings.stores import model, sql
+from bookings.stores import connections, model, sql
+from bookings.stores.creation import verify_rules
 from bookings.stores.files import DatabaseFiles, Identities, startup_errors
-from bookings.stores.model import Booking, CannotOpen, FailureReason, NewBooking, Outcome
-from bookings.stores.recovery import settle
-from bookings.stores.schema import ENCODING, OBJECTS, schema_sql, verify_schema
+from bookings.stores.model import (
+    Booking,
+    Cancellation,
+    CannotOpen,
+    FailureReason,
+    NewBooking,
+    Outcome,
+    Unavailable,
+)
 from bookings.stores.shared import SharedState
 
-# Longest wait for another writer before a request fails as busy. Most HTTP clients give up after
-# 10 s; a commit takes milliseconds.
-BUSY_SECONDS = 5.0
 # Longest time a request may hold the write queue while it waits for SQLite's lock. If another
 # program holds the lock longer, the request leaves the queue and waits on busy_timeout, so that
 # waits overlap instead of adding up: in the queue, 200 requests took up to 2.3 times BUSY_SECONDS.
@@ -40,12 +43,6 @@ CLOSE_SECONDS = 1.0
 CHECKPOINT_COMMITS = 1000
 # A WAL of this size in bytes is truncated. Only writes of other programs make it grow beyond 16 MB.
 MAX_WAL_BYTES = 64 << 20
-
-# SQLite's messages for SQLITE_BUSY and SQLITE_FULL; Python 3.9 and 3.10 expose no error code.
-FAILURE_REASONS = {
-    "database is locked": FailureReason.BUSY,
-    "database or disk is full": FailureReason.FULL,
-}
 
 fdatasync: Callable[[int], None] = getattr(os, "fdatasync", os.fsync)
 Execute = Callable[[str, sql.Values], sqlite3.Cursor]
@@ -73,11 +70,11 @@ class SQLiteStore:
         with startup_errors(path):
             # No request uses this connection. While it is open, closing another one does not
             # checkpoint and delete the WAL, which cost most of an INSERT (1,187 us instead of 417).
-            self._idle_connection = connect(self._uri)
+            self._idle_connection = connections.connect(self._uri)
             try:
                 self._files.expect(identities or self._files.identify())
                 self._files.verify(path)
-                verify_tables(self._idle_connection, path)
+                verify_rules(self._idle_connection, path)
                 # The statement above opened the WAL.
                 self._files.expect({**self._files.identify(), **(identities or {})})
                 self._files.verify()
@@ -125,21 +122,30 @@ class SQLiteStore:
         with self.reading() as db:
             return sql.read_page(lambda *statement: db.execute(*statement).fetchone(), query)
 
-    def get_booking(self, tenant_id: str, booking_id: int) -> Booking | None:
+    def get_booking(self, tenant_id: str, booking_id: int) -> Booking | Cancellation | None:
         with self.reading() as db:
             values: sql.Values = {"id": booking_id, "tenant_id": tenant_id}
-            return as_booking(db.execute(sql.SELECT_BY_ID, values).fetchone())
+            return sql.as_found(db.execute(sql.FIND_BY_ID, values).fetchone())
+
+    def cancel(self, tenant_id: str, booking_id: int) -> bool:
+        """Cancel the booking. Everything that the result reports is on the disk."""
+        with self.writing() as execute:
+            return cancel_or_explain(execute, tenant_id, booking_id)
 
     def ping(self) -> None:
         with self.reading() as db:
             db.execute(sql.PING).fetchone()
             if not os.access(self._files.path, os.W_OK):
                 raise PermissionError(f"{self._files.path}: permission denied: not writable")
+            try:
+                verify_rules(db, self._files.path)
+            except CannotOpen as error:
+                raise Unavailable(FailureReason.UNREACHABLE) from error
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
         """Yield a read connection. Raise if the database files were replaced since startup."""
-        with translate_errors(), closing(connect(self._uri)) as db:
+        with connections.translate_errors(), closing(connections.connect(self._uri)) as db:
             self._files.verify(self._files.path)
             try:
                 yield db
@@ -153,22 +159,27 @@ class SQLiteStore:
         When the block ends, everything it committed or read is on the disk.
         """
         started = time.monotonic()
-        with translate_errors(), self._wal_descriptor() as wal:
+        with connections.translate_errors(), self._wal_descriptor() as wal:
             with closing(self._connect_to_write()) as db:
                 in_queue = self._shared.queue.enter(QUEUE_TIMEOUT)
-                longest = QUEUE_SECONDS if in_queue else BUSY_SECONDS
-                set_busy_timeout(db, started + longest - time.monotonic())
+                longest = QUEUE_SECONDS if in_queue else connections.BUSY_SECONDS
+                connections.set_busy_timeout(db, started + longest - time.monotonic())
 
                 def execute(statement: str, values: sql.Values) -> sqlite3.Cursor:
                     nonlocal in_queue
                     try:
                         return db.execute(statement, values)
                     except sqlite3.OperationalError as error:
-                        if not in_queue or failure_reason(error) is not FailureReason.BUSY:
+                        if (
+                            not in_queue
+                            or connections.failure_reason(error) is not FailureReason.BUSY
+                        ):
                             raise
                         self._shared.queue.leave()
                         in_queue = False
-                        set_busy_timeout(db, started + BUSY_SECONDS - time.monotonic())
+                        connections.set_busy_timeout(
+                            db, started + connections.BUSY_SECONDS - time.monotonic()
+                        )
                         return db.execute(statement, values)
 
                 try:
@@ -214,7 +225,7 @@ class SQLiteStore:
             self._wal_descriptors.append(wal)
 
     def _connect_to_write(self) -> sqlite3.Connection:
-        db = connect(self._uri)
+        db = connections.connect(self._uri)
         try:
             self._files.verify(self._files.path)
             # NORMAL leaves syncing the WAL to us. FULL would sync it while holding the write lock:
@@ -263,7 +274,7 @@ class SQLiteStore:
             os.fsync(self._database)
         except (sqlite3.OperationalError, OSError) as error:
             # A busy or full database lost nothing: the WAL has it all, and a later one succeeds.
-            if failure_reason(error) is FailureReason.UNREACHABLE:
+            if connections.failure_reason(error) is FailureReason.UNREACHABLE:
                 self._shared.abandon(error)
 
 
@@ -273,96 +284,35 @@ def insert_or_explain(execute: Execute, new: NewBooking) -> model.Decision:
     try:
         cursor = execute(sql.INSERT, row)
     except sqlite3.IntegrityError as error:
-        # The message names only one of two violated UNIQUE constraints, so the cause is looked
-        # up. A CHECK constraint or an operator's trigger is not a conflict.
-        if not str(error).startswith(sql.UNIQUE_VIOLATION):
+        # The message names only one of several violated rules, so the cause is looked up. A CHECK
+        # constraint or an operator's trigger is not a conflict.
+        if not str(error).startswith((sql.UNIQUE_VIOLATION, sql.CANCELLED)):
             raise
     else:
         if cursor.rowcount != 1 or cursor.lastrowid is None:
             raise RuntimeError("the INSERT had no effect; does a trigger ignore it?")
         return Outcome.CREATED, Booking(cursor.lastrowid, **row)
-    return model.explain_conflict(new, as_booking(execute(sql.SELECT_BY_KEY, row).fetchone()))
+    return model.explain_conflict(new, sql.as_found(execute(sql.FIND_BY_KEY, row).fetchone()))
 
 
-def create_database(path: str) -> None:
-    """Create the database from schema.sql, or verify an existing one. Raise CannotOpen."""
-    files = DatabaseFiles(path)
-    path = files.path
-    with startup_errors(path):
-        # SQLite would open a read-only file without complaint.
-        if os.path.exists(path) and not os.access(path, os.W_OK):
-            raise CannotOpen(f"{path}: permission denied: not writable by this user")
-        try:
-            settle(files)
-        except OSError as error:
-            raise CannotOpen(f"{error.filename or path}: {error.strerror}") from error
-        with closing(connect(files.uri("mode=rwc"))) as db:
-            # Verify before anything is written: another program's database stays as it is.
-            if db.execute(OBJECTS).fetchall() or _encoding(db) != "UTF-8":
-                verify_tables(db, path)
-            mode = _switch_to_wal(db)
-            if mode != "wal":
-                raise CannotOpen(
-                    f"{path}: SQLite cannot use a WAL here; its journal mode stays {mode}"
-                )
-            # The transaction lets two servers start on one new file.
-            db.execute("BEGIN IMMEDIATE")
-            db.execute(schema_sql())
-            verify_tables(db, path)
-            db.execute("COMMIT")
-
-
-def verify_tables(db: sqlite3.Connection, path: str) -> None:
-    """Raise CannotOpen unless the database has the tables of schema.sql."""
-    verify_schema(_encoding(db), db.execute(OBJECTS).fetchall(), path)
-
-
-def connect(uri: str) -> sqlite3.Connection:
-    """Open a connection in autocommit mode that waits BUSY_SECONDS for locks."""
-    db = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None)
-    # No rule rejects text that is not UTF-8. Such a row must not make a tenant's list fail.
-    db.text_factory = _decode_leniently
-    return db
-
-
-def set_busy_timeout(db: sqlite3.Connection, seconds: float) -> None:
-    db.execute(f"PRAGMA busy_timeout = {int(1000 * max(0.0, seconds))}")
-
-
-def as_booking(row: Iterable[Any] | None) -> Booking | None:
-    return Booking(*row) if row else None
-
-
-def failure_reason(error: Exception) -> FailureReason:
-    return FAILURE_REASONS.get(str(error), FailureReason.UNREACHABLE)
-
-
-@contextmanager
-def translate_errors() -> Iterator[None]:
-    """Raise Unavailable for errors of SQLite and the system, but not for faults of this program."""
+def cancel_or_explain(execute: Execute, tenant_id: str, booking_id: int) -> bool:
+    """Move the row first. Only if there is none to move, look up why."""
+    values: sql.Values = {
+        "id": booking_id,
+        "tenant_id": tenant_id,
+        "cancelled_at": model.current_time(),
+    }
+    # If anything fails before COMMIT, closing the connection rolls back.
+    execute("BEGIN IMMEDIATE", {})
     try:
-        yield
-    except (sqlite3.IntegrityError, sqlite3.ProgrammingError):
-        raise
-    except (sqlite3.DatabaseError, OSError) as error:
-        raise model.Unavailable(failure_reason(error)) from error
-
-
-def _switch_to_wal(db: sqlite3.Connection) -> str:
-    """Return the journal mode. SQLite does not apply its busy timeout to this statement."""
-    deadline = time.monotonic() + BUSY_SECONDS
-    while True:
-        try:
-            return str(db.execute("PRAGMA journal_mode = WAL").fetchone()[0])
-        except sqlite3.OperationalError as error:
-            if failure_reason(error) is not FailureReason.BUSY or time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)
-
-
-def _encoding(db: sqlite3.Connection) -> str:
-    return str(db.execute(ENCODING).fetchone()[0])
-
-
-def _decode_leniently(raw: bytes) -> str:
-    return raw.decode("utf-8", "replace")
+        moved = execute(sql.INSERT_CANCELLATION, values).rowcount
+    except sqlite3.IntegrityError as error:
+        if not str(error).startswith(sql.CANCELLATION_EXISTS):
+            raise
+        moved = 0
+    if moved and execute(sql.DELETE_BOOKING, values).rowcount != 1:
+        raise RuntimeError("the DELETE had no effect; does a trigger ignore it?")
+    execute("COMMIT", {})
+    if moved:
+        return True
+    return model.explain_no_cancellation(sql.as_found(execute(sql.FIND_BY_ID, values).fetchone()))

@@ -22,9 +22,10 @@ from typing import Any
 import pytest
 
 from bookings.stores import sqlite
+from bookings.stores.creation import create_database
 from bookings.stores.model import NewBooking, Outcome
 from bookings.stores.shared import SharedState
-from bookings.stores.sqlite import SQLiteStore, create_database
+from bookings.stores.sqlite import SQLiteStore
 from tests.helpers.processes import serving
 from tests.helpers.servers import SOON, Server, assert_problem, at_once, until
 from tests.helpers.storage import CONTROLLED_SYNC

@@ -24,7 +24,7 @@ from pathlib import Path
 import pytest
 
 from bookings.server.workers import MAX_STARTUP_FAILURES
-from bookings.stores import recovery, sqlite
+from bookings.stores import creation, recovery, sqlite
 from bookings.stores.files import DatabaseFiles
 from bookings.stores.model import NewBooking, Unavailable
 from bookings.stores.shared import SharedState
@@ -119,7 +119,7 @@ def test_sync_that_succeeds_after_another_failed_acknowledges_nothing(
 ) -> None:
     """Workers learn of the failure from the flag, because the kernel tells each only once."""
     path, shared = str(tmp_path / "bookings.db"), SharedState()
-    sqlite.create_database(path)
+    creation.create_database(path)
     with contextlib.ExitStack() as stack:
         first, second = (sqlite.SQLiteStore(path, shared=shared) for _ in range(2))
         stack.callback(second.close)
@@ -287,7 +287,7 @@ def test_database_moved_away_while_server_waits_for_disk_is_not_replaced(tmp_pat
         fail_sync(server, 1)
         until((tmp_path / "attempts").exists)
         server.database.rename(tmp_path / "away.db")
-        sqlite.create_database(str(tmp_path / "other.db"))
+        creation.create_database(str(tmp_path / "other.db"))
         (tmp_path / "other.db").rename(server.database)
         (tmp_path / "broken").unlink()
         assert server.process.wait(SOON) == 1
@@ -576,7 +576,7 @@ def test_checkpoint_after_failed_sync_leaves_database_as_it_is(
 ) -> None:
     """It would copy pages from behind the hole in the WAL."""
     path = tmp_path / "bookings.db"
-    sqlite.create_database(str(path))
+    creation.create_database(str(path))
     shared = SharedState()
     with contextlib.closing(sqlite.SQLiteStore(str(path), shared=shared)) as store:
         store.book(NewBooking("acme", slot_at(0), "k0"))

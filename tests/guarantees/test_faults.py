@@ -49,7 +49,7 @@ def timed(work: Callable[[], Response]) -> tuple[Response, float]:
 def test_requests_wait_until_timeout_for_external_writer(tmp_path: Path) -> None:
     """Requests keep arriving for three timeouts. Each waits for one, in every worker."""
     limit = 1.0
-    patch = f"from bookings.stores import sqlite; sqlite.BUSY_SECONDS = {limit}"
+    patch = f"from bookings.stores import connections; connections.BUSY_SECONDS = {limit}"
     with serving(tmp_path, "--workers=2", patch=patch) as server:
         booked = server.book()
         posts, gets = 160, 20

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bookings.stores import sqlite
+from bookings.stores import creation, sqlite
 from bookings.stores.model import NewBooking, Outcome
 from bookings.stores.sqlite import SQLiteStore
 from tests.helpers.values import slot_at
@@ -37,7 +37,7 @@ class GrowingDatabase:
 def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[GrowingDatabase]:
     monkeypatch.setattr(sqlite, "fdatasync", lambda descriptor: None)
     path = tmp_path / "x.db"
-    sqlite.create_database(str(path))
+    creation.create_database(str(path))
     with contextlib.closing(SQLiteStore(str(path))) as store:
         yield GrowingDatabase(store, path)
 

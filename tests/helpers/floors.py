@@ -16,9 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from bookings.server.server import listen
+from bookings.stores.creation import create_database
 from bookings.stores.model import Outcome, PageQuery
 from bookings.stores.rqlite import create_tables
-from bookings.stores.sqlite import SQLiteStore, create_database
+from bookings.stores.sqlite import SQLiteStore
 from tests.helpers.load import KINDS, RESPONSE_SECONDS, TENANTS, Measured, drive, new_booking
 
 SPAWN = multiprocessing.get_context("spawn")

@@ -21,7 +21,8 @@ from typing import Any
 
 from bookings.process import ServerProcess
 from bookings.server.server import BookingServer, listen
-from bookings.stores.sqlite import SQLiteStore, create_database
+from bookings.stores.creation import create_database
+from bookings.stores.sqlite import SQLiteStore
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CANONICAL = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")

@@ -36,7 +36,7 @@ sqlite.fdatasync = controlled
 # with the key `lock` also while it holds SQLite's write lock. With the key `die` it kills itself.
 STOP_IN_QUEUE = """
 import os, signal, time
-from bookings.stores import sqlite
+from bookings.stores import connections, sqlite
 insert_or_explain = sqlite.insert_or_explain
 def send_itself(number):
     os.kill(os.getpid(), number)
@@ -53,7 +53,7 @@ def stop_then_insert(execute, new):
         execute("COMMIT", {})
     return decision
 sqlite.insert_or_explain = stop_then_insert
-sqlite.QUEUE_TIMEOUT, sqlite.BUSY_SECONDS = 0.5, 1.0
+sqlite.QUEUE_TIMEOUT, connections.BUSY_SECONDS = 0.5, 1.0
 """
 
 # Makes every INSERT fail with an IntegrityError that is not a lost slot or key: a 500.

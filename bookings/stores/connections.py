@@ -1,0 +1,50 @@
+"""Opens SQLite connections, and says what their errors mean."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from bookings.stores.model import FailureReason, Unavailable
+
+# Longest wait for another writer before a request fails as busy. Most HTTP clients give up after
+# 10 s; a commit takes milliseconds.
+BUSY_SECONDS = 5.0
+
+# SQLite's messages for SQLITE_BUSY and SQLITE_FULL; Python 3.9 and 3.10 expose no error code.
+FAILURE_REASONS = {
+    "database is locked": FailureReason.BUSY,
+    "database or disk is full": FailureReason.FULL,
+}
+
+
+def connect(uri: str) -> sqlite3.Connection:
+    """Open a connection in autocommit mode that waits BUSY_SECONDS for locks."""
+    db = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None)
+    # No rule rejects text that is not UTF-8. Such a row must not make a tenant's list fail.
+    db.text_factory = _decode_leniently
+    return db
+
+
+def set_busy_timeout(db: sqlite3.Connection, seconds: float) -> None:
+    db.execute(f"PRAGMA busy_timeout = {int(1000 * max(0.0, seconds))}")
+
+
+def failure_reason(error: Exception) -> FailureReason:
+    return FAILURE_REASONS.get(str(error), FailureReason.UNREACHABLE)
+
+
+@contextmanager
+def translate_errors() -> Iterator[None]:
+    """Raise Unavailable for errors of SQLite and the system, but not for faults of this program."""
+    try:
+        yield
+    except (sqlite3.IntegrityError, sqlite3.ProgrammingError):
+        raise
+    except (sqlite3.DatabaseError, OSError) as error:
+        raise Unavailable(failure_reason(error)) from error
+
+
+def _decode_leniently(raw: bytes) -> str:
+    return raw.decode("utf-8", "replace")

@@ -1,0 +1,67 @@
+"""Creates the SQLite database, or verifies an existing one."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from contextlib import closing
+
+from bookings.stores import connections
+from bookings.stores.files import DatabaseFiles, startup_errors
+from bookings.stores.model import CannotOpen, FailureReason
+from bookings.stores.recovery import settle
+from bookings.stores.schema import ENCODING, OBJECTS, schema_statements, verify_schema
+
+
+def create_database(path: str) -> None:
+    """Create the database from schema.sql, or verify an existing one. Raise CannotOpen."""
+    files = DatabaseFiles(path)
+    path = files.path
+    with startup_errors(path):
+        # SQLite would open a read-only file without complaint.
+        if os.path.exists(path) and not os.access(path, os.W_OK):
+            raise CannotOpen(f"{path}: permission denied: not writable by this user")
+        try:
+            settle(files)
+        except OSError as error:
+            raise CannotOpen(f"{error.filename or path}: {error.strerror}") from error
+        with closing(connections.connect(files.uri("mode=rwc"))) as db:
+            # Verify before anything is written: another program's database stays as it is.
+            if db.execute(OBJECTS).fetchall() or _encoding(db) != "UTF-8":
+                verify_rules(db, path)
+            mode = _switch_to_wal(db)
+            if mode != "wal":
+                raise CannotOpen(
+                    f"{path}: SQLite cannot use a WAL here; its journal mode stays {mode}"
+                )
+            # The transaction lets two servers start on one new file.
+            db.execute("BEGIN IMMEDIATE")
+            for statement in schema_statements():
+                db.execute(statement)
+            verify_rules(db, path)
+            db.execute("COMMIT")
+
+
+def verify_rules(db: sqlite3.Connection, path: str) -> None:
+    """Raise CannotOpen unless the database has all rules of schema.sql."""
+    verify_schema(_encoding(db), db.execute(OBJECTS).fetchall(), path)
+
+
+def _switch_to_wal(db: sqlite3.Connection) -> str:
+    """Return the journal mode. SQLite does not apply its busy timeout to this statement."""
+    deadline = time.monotonic() + connections.BUSY_SECONDS
+    while True:
+        try:
+            return str(db.execute("PRAGMA journal_mode = WAL").fetchone()[0])
+        except sqlite3.OperationalError as error:
+            if (
+                connections.failure_reason(error) is not FailureReason.BUSY
+                or time.monotonic() > deadline
+            ):
+                raise
+            time.sleep(0.01)
+
+
+def _encoding(db: sqlite3.Connection) -> str:
+    return str(db.execute(ENCODING).fetchone()[0])
