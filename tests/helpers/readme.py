@@ -51,7 +51,9 @@ def needs_cluster(step: Step) -> bool:
 def normalized(text: str) -> str:
     """Remove times, request ids, folders and the numbers of concurrent requests."""
     text = re.sub(rf'("created_at": ?)"{CANONICAL.pattern}"', r"\1", text.replace("\r\n", "\n"))
-    text = re.sub(rf"{CANONICAL.pattern}$", "", text, flags=re.MULTILINE)
+    # The last columns of a table: created_at, and cancelled_at if there is one.
+    times = rf"{CANONICAL.pattern}(  {CANONICAL.pattern})?$"
+    text = re.sub(times, "", text, flags=re.MULTILINE)
     text = re.sub(r"^(Date:) .* GMT$", r"\1", text, flags=re.MULTILINE)
     text = re.sub(r"^(X-Request-ID:) [0-9a-f]{16}$", r"\1", text, flags=re.MULTILINE)
     text = re.sub(r"^(Bookings on .*, database )\S*/", r"\1", text, flags=re.MULTILINE)
