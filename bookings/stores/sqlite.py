@@ -154,7 +154,7 @@ class SQLiteStore:
 
     @contextmanager
     def writing(self) -> Iterator[Execute]:
-        """Yield a function that executes statements of one write, in autocommit.
+        """Yield a function that executes statements of one write, in autocommit mode.
 
         When the block ends, everything it committed or read is on the disk.
         """
