@@ -90,16 +90,16 @@ def shared_server(
         started = ClusterServer(base, request.getfixturevalue("rqlite_node"))
     with contextlib.closing(started):
         if store == "rqlite":
-            started.execute("DELETE FROM bookings")
+            started.execute("DELETE FROM bookings", "DELETE FROM cancellations")
         yield started
 
 
 @pytest.fixture
 def server(request: pytest.FixtureRequest, store: str, tmp_path: Path) -> Iterator[Server]:
-    """A server for this test alone; on rqlite the shared one. The table is empty."""
+    """A server for this test alone; on rqlite the shared one. The tables are empty."""
     if store == "rqlite":
         shared = request.getfixturevalue("shared_server")
-        shared.execute("DELETE FROM bookings")
+        shared.execute("DELETE FROM bookings", "DELETE FROM cancellations")
         yield shared
         return
     with contextlib.closing(Server(tmp_path)) as started:

@@ -90,7 +90,13 @@ def test_http1_imports_problems_and_no_socket() -> None:
 @pytest.mark.parametrize(
     ("library", "importers"),
     [
-        ("sqlite3", {"prove", "stores.files", "stores.schema", "stores.snapshot", "stores.sqlite"}),
+        (
+            "sqlite3",
+            {
+                *("prove", "stores.connections", "stores.creation", "stores.files"),
+                *("stores.schema", "stores.snapshot", "stores.sqlite"),
+            },
+        ),
         ("socket", {"server.connection", "server.server", "server.workers"}),
         ("socketserver", set()),
         ("http", {"prove", "server.http1", "server.server", "stores.rqlite_client"}),

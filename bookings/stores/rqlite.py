@@ -68,10 +68,13 @@ class RqliteStore:
             "tenant_id": tenant_id,
             "cancelled_at": model.current_time(),
         }
-        statements = [(sql.INSERT_CANCELLATION, values), (sql.DELETE_BOOKING, values)]
+        # rqlite cannot roll back because a DELETE had no effect. If a trigger ignores it, copying
+        # the row once more violates the primary key, which rolls back everything.
+        statements = [sql.INSERT_CANCELLATION, sql.DELETE_BOOKING, sql.INSERT_CANCELLATION]
         try:
+            moved, *_ = self._client.execute([(each, values) for each in statements], deadline)
             # rqlite leaves rows_affected out if it is 0.
-            if all(r.get("rows_affected") == 1 for r in self._client.execute(statements, deadline)):
+            if moved.get("rows_affected") == 1:
                 return True
         except Rejected as error:
             if not str(error).startswith(sql.CANCELLATION_EXISTS):

@@ -16,12 +16,15 @@ INSERT = (
     f"INSERT INTO bookings ({', '.join(_INSERTED)}) "
     f"VALUES ({', '.join(f':{column}' for column in _INSERTED)})"
 )
-# Both in one transaction. The second one deletes the row that the first one copied, if any.
+# Both in one transaction. The second one deletes a row only if the first one has copied it.
 INSERT_CANCELLATION = (
     f"INSERT INTO cancellations ({_COLUMNS}, cancelled_at) SELECT {_COLUMNS}, :cancelled_at "
     "FROM bookings WHERE id = :id AND tenant_id = :tenant_id"
 )
-DELETE_BOOKING = "DELETE FROM bookings WHERE id = :id AND tenant_id = :tenant_id"
+DELETE_BOOKING = (
+    "DELETE FROM bookings WHERE id = "
+    "(SELECT id FROM cancellations WHERE id = :id AND tenant_id = :tenant_id)"
+)
 # A booking is in one of the two tables. One statement reads both of them at the same moment.
 _FIND = (
     f"SELECT {_COLUMNS}, NULL FROM bookings WHERE {{0}} UNION ALL "

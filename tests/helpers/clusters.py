@@ -175,8 +175,8 @@ class ClusterServer(Server):
         flags = ("--workers=1", "--database", database or url(*nodes))
         super().__init__(base, *flags, program=program, **environment)
 
-    def rows(self) -> list[tuple[Any, ...]]:
-        return self.nodes[0].query(ROWS)
+    def select(self, statement: str) -> list[tuple[Any, ...]]:
+        return self.nodes[0].query(statement)
 
     def insert(self, rows: Sequence[tuple[str, str, str]]) -> None:
         columns = ", ".join(f"json_extract(value, '$[{number}]')" for number in range(3))

@@ -95,6 +95,9 @@ class Server(ServerProcess):
         body = {"tenant_id": tenant, "start_time_utc": start, "idempotency_key": key}
         return self.call("POST", "/bookings", body, **headers)
 
+    def cancel(self, booking_id: int, tenant: str = "acme") -> Response:
+        return self.call("DELETE", f"/bookings/{booking_id}", X_Tenant_ID=tenant)
+
     def raw(self, sent: bytes, half_close: bool = False) -> bytes:
         """Send these bytes on a new connection and return everything the server sends back."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=SOON) as connection:
@@ -103,12 +106,16 @@ class Server(ServerProcess):
                 connection.shutdown(socket.SHUT_WR)
             return all_from(connection, allow_reset=True)
 
-    def rows(self) -> list[tuple[Any, ...]]:
-        """Return (tenant, start, key) of every row, ordered by id."""
+    def select(self, statement: str) -> list[tuple[Any, ...]]:
+        """Return the rows that a SQL statement reads, bypassing the server."""
         with contextlib.closing(sqlite3.connect(self.database)) as db:
-            return db.execute(
-                "SELECT tenant_id, start_time_utc, idempotency_key FROM bookings ORDER BY id"
-            ).fetchall()
+            return db.execute(statement).fetchall()
+
+    def rows(self, table: str = "bookings") -> list[tuple[Any, ...]]:
+        """Return (tenant, start, key) of every row, ordered by id."""
+        return self.select(
+            f"SELECT tenant_id, start_time_utc, idempotency_key FROM {table} ORDER BY id"
+        )
 
     def insert(self, rows: Sequence[tuple[str, str, str]]) -> None:
         """Insert bookings (tenant, start, key) with SQL, bypassing the server."""

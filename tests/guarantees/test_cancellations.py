@@ -1,0 +1,234 @@
+"""Cancelling: no retry brings a booking back, and no late DELETE hits another booking."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from tests.helpers.servers import CANONICAL, Response, Server, assert_problem, at_once
+from tests.helpers.values import SLOT, slot_at
+
+BOOKING = ("acme", SLOT, "k1")
+OTHER_SLOT = "2026-01-02T10:00:00Z"
+
+
+def assert_cancelled(response: Response) -> None:
+    assert (response.status, response.body) == (204, b"")
+
+
+def assert_rows(
+    server: Server, bookings: list[tuple[Any, ...]], cancellations: list[tuple[Any, ...]]
+) -> None:
+    assert server.rows() == bookings
+    assert server.rows("cancellations") == cancellations
+
+
+def cancelled_booking(server: Server, *booking: str) -> int:
+    """Book and cancel; return the id."""
+    booking_id: int = server.book(*(booking or BOOKING)).json["id"]
+    assert_cancelled(server.cancel(booking_id))
+    return booking_id
+
+
+# --- DELETE
+
+
+@pytest.mark.both_stores
+@pytest.mark.parametrize("start", [SLOT, "1970-01-01T00:00:00Z", "9999-12-31T23:59:59Z"])
+def test_own_booking_is_cancelled_and_its_row_moves(server: Server, start: str) -> None:
+    booking = server.book("acme", start, "k1").json
+    other = server.book("acme", OTHER_SLOT, "k2").json
+    assert_cancelled(server.cancel(booking["id"]))
+    assert_rows(server, [("acme", OTHER_SLOT, "k2")], [("acme", start, "k1")])
+    assert server.call("GET", "/bookings", X_Tenant_ID="acme").json == [other]
+
+
+@pytest.mark.both_stores
+def test_cancellation_keeps_columns_of_booking(server: Server) -> None:
+    """Among them a `created_at` that is older than the cancellation."""
+    columns = "tenant_id, start_time_utc, idempotency_key, created_at"
+    server.execute(
+        f"INSERT INTO bookings ({columns}) VALUES ('acme', '{SLOT}', 'k1', '2025-01-01T00:00:00Z')"
+    )
+    (booking,) = server.call("GET", "/bookings", X_Tenant_ID="acme").json
+    assert_cancelled(server.cancel(booking["id"]))
+    ((*row, cancelled_at),) = server.select("SELECT * FROM cancellations")
+    assert row == list(booking.values())
+    assert CANONICAL.fullmatch(cancelled_at) and cancelled_at > booking["created_at"]
+
+
+@pytest.mark.both_stores
+def test_cancelling_again_is_success_and_changes_nothing(server: Server) -> None:
+    """Late, too, when the slot has been booked anew."""
+    booking_id = cancelled_booking(server)
+    before = server.select("SELECT * FROM cancellations")
+    assert_cancelled(server.cancel(booking_id))
+    rebooked = server.book("acme", SLOT, "k2")
+    assert rebooked.status == 201
+    for _ in range(2):
+        assert_cancelled(server.cancel(booking_id))
+    assert server.call("GET", "/bookings", X_Tenant_ID="acme").json == [rebooked.json]
+    assert server.rows() == [("acme", SLOT, "k2")]
+    assert server.select("SELECT * FROM cancellations") == before
+
+
+@pytest.mark.both_stores
+def test_booking_cancelled_20_times_at_once_is_cancelled_once(server: Server) -> None:
+    for number in range(5):
+        booking_id = server.book("acme", slot_at(number), f"k{number}").json["id"]
+        for response in at_once(20, lambda _, booking_id=booking_id: server.cancel(booking_id)):
+            assert_cancelled(response)
+    assert_rows(server, [], [("acme", slot_at(number), f"k{number}") for number in range(5)])
+    assert server.log.read_text() == ""
+
+
+@pytest.mark.both_stores
+def test_cancelling_unknown_or_foreign_booking_is_404_without_difference(server: Server) -> None:
+    live = server.book("other", SLOT, "k1").json["id"]
+    cancelled = server.book("other", OTHER_SLOT, "k2").json["id"]
+    assert_cancelled(server.cancel(cancelled, "other"))
+    found = [
+        server.call(method, f"/bookings/{number}", X_Tenant_ID="acme", X_Request_ID="same")
+        for method in ("DELETE", "GET")
+        for number in (cancelled + 1, 2**53 - 1, live, cancelled)
+    ]
+    for response in found:
+        assert_problem(response, 404, "no-such-booking")
+    assert len({response.body for response in found}) == 1
+    assert len({str([*response.headers.items()][1:]) for response in found}) == 1  # All but Date.
+    assert_rows(server, [("other", SLOT, "k1")], [("other", OTHER_SLOT, "k2")])
+
+
+@pytest.mark.both_stores
+def test_get_of_own_cancelled_booking_is_410(server: Server) -> None:
+    booking_id = cancelled_booking(server)
+    path = f"/bookings/{booking_id}"
+    assert_problem(server.call("GET", path, X_Tenant_ID="acme"), 410, "booking-cancelled")
+    head = server.call("HEAD", path, X_Tenant_ID="acme")
+    assert (head.status, head.body) == (410, b"")
+    assert server.call("GET", "/bookings", X_Tenant_ID="acme").json == []
+    assert_rows(server, [], [BOOKING])
+
+
+# --- POST after DELETE
+
+
+@pytest.mark.both_stores
+@pytest.mark.parametrize("holder", ["nobody", "same tenant", "cancelled again"])
+@pytest.mark.parametrize(
+    ("tenant", "start", "status"),
+    [
+        ("acme", SLOT, 410),
+        ("acme", "2026-01-01t10:00:00.000+00:00", 410),
+        ("acme", OTHER_SLOT, 422),
+        ("acme", "2026-01-03T10:00:00Z", 422),
+        ("bert", SLOT, 422),
+        ("bert", OTHER_SLOT, 422),
+    ],
+    ids=["same", "spelling", "free slot", "taken slot", "tenant", "tenant and slot"],
+)
+def test_key_of_cancelled_booking_books_nothing(
+    server: Server, holder: str, tenant: str, start: str, status: int
+) -> None:
+    """Whoever holds the slot now. A 422 does not reveal that the other booking was cancelled."""
+    cancelled_booking(server)
+    bookings, cancellations = [("acme", "2026-01-03T10:00:00Z", "k3")], [BOOKING]
+    assert server.book(*bookings[0]).status == 201
+    if holder == "same tenant":
+        bookings.append(("acme", SLOT, "k2"))
+        assert server.book(*bookings[-1]).status == 201
+    elif holder == "cancelled again":
+        cancellations.append(("acme", SLOT, "k2"))
+        cancelled_booking(server, *cancellations[-1])
+    for _ in range(2):
+        response = server.book(tenant, start, "k1")
+        if status == 410:
+            assert_problem(response, 410, "booking-cancelled", "idempotency_key")
+        else:
+            assert_problem(response, 422, "key-reused", "idempotency_key")
+            assert response.body == server.book("bert", start, "k3").body
+    assert_rows(server, bookings, cancellations)
+
+
+@pytest.mark.both_stores
+def test_freed_slot_is_booked_under_new_id(server: Server) -> None:
+    """No id is used twice, even if the latest booking was cancelled."""
+    ids = [cancelled_booking(server, "acme", SLOT, f"k{number}") for number in range(3)]
+    created = server.book("acme", SLOT, "k3")
+    assert created.status == 201
+    assert created.headers["Location"] == f"/bookings/{created.json['id']}"
+    assert ids == sorted(set(ids)) and created.json["id"] > ids[-1]
+    assert_problem(server.book("acme", SLOT, "k4"), 409, "slot-taken", "start_time_utc")
+    assert_rows(
+        server, [("acme", SLOT, "k3")], [("acme", SLOT, f"k{number}") for number in range(3)]
+    )
+
+
+@pytest.mark.both_stores
+def test_clients_racing_for_freed_slot_have_one_winner(server: Server) -> None:
+    """One cancels and the others try to get the slot, the original request among them."""
+    rows, cancelled = [], []
+    for round_number in range(10):
+        booking = ("acme", slot_at(round_number), f"{round_number}/0")
+        booking_id = server.book(*booking).json["id"]
+        cancelled_now = threading.Event()
+
+        def act(
+            number: int,
+            booking: tuple[str, str, str] = booking,
+            booking_id: int = booking_id,
+            cancelled_now: threading.Event = cancelled_now,
+        ) -> int:
+            if number == 0:
+                status = server.cancel(booking_id).status
+                cancelled_now.set()
+                return status
+            if number == 1:
+                return server.book(*booking).status
+            status, is_free = 409, False
+            while status == 409 and not is_free:
+                is_free = cancelled_now.is_set()
+                status = server.book(*booking[:2], f"{booking[2]}/{number}").status
+            return status
+
+        cancel, original, *rivals = at_once(6, act)
+        assert cancel == 204
+        assert original in (200, 410)
+        assert Counter(rivals) == {201: 1, 409: 3}
+        rows.append((*booking[:2], f"{booking[2]}/{rivals.index(201) + 2}"))
+        cancelled.append(booking)
+    assert_rows(server, rows, cancelled)
+
+
+@pytest.mark.both_stores
+def test_booking_racing_with_its_cancellation_is_200_or_410(server: Server) -> None:
+    """In every order: a replay before the DELETE, a rejection after it, never a new booking."""
+    seen: Counter[int] = Counter()
+    bookings = [("acme", slot_at(number), f"k{number}") for number in range(20)]
+    for booking in bookings:
+        created = server.book(*booking)
+        assert created.status == 201
+
+        def act(
+            number: int,
+            booking: tuple[str, str, str] = booking,
+            booking_id: int = created.json["id"],
+        ) -> tuple[int, Response]:
+            return number, server.cancel(booking_id) if number == 2 else server.book(*booking)
+
+        for number, response in at_once(5, act):
+            if number == 2:
+                assert_cancelled(response)
+                continue
+            seen[response.status] += 1
+            if response.status == 200:
+                assert response.body == created.body
+            else:
+                assert_problem(response, 410, "booking-cancelled", "idempotency_key")
+        assert_problem(server.book(*booking), 410, "booking-cancelled", "idempotency_key")
+    assert set(seen) == {200, 410}, "the requests did not overlap"
+    assert_rows(server, [], bookings)
+    assert server.log.read_text() == ""
