@@ -264,7 +264,8 @@ def test_header_that_is_not_utf8_is_rejected(
     assert_nothing_booked(shared_server, name)
 
 
-# The tenant headers and the query of a GET, and the fields that errors name. @ is the tenant.
+# The tenant headers and the query of a GET or DELETE, and the fields that errors name. @ is the
+# tenant.
 GETS: list[tuple[list[str], str, tuple[str, ...]]] = [
     (["@"], "", ()),
     ([], "?tenant_id=@", ()),
@@ -291,7 +292,7 @@ GETS: list[tuple[list[str], str, tuple[str, ...]]] = [
 
 
 @pytest.mark.parametrize(("headers", "query", "wrong"), GETS, ids=short_id)
-def test_tenant_of_get_is_accepted_if_its_places_agree(
+def test_tenant_of_get_and_delete_is_accepted_if_its_places_agree(
     shared_server: Server, headers: list[str], query: str, wrong: tuple[str, ...]
 ) -> None:
     name = fresh_name()
@@ -307,6 +308,14 @@ def test_tenant_of_get_is_accepted_if_its_places_agree(
             assert_problem(response, 400, "invalid-fields", *wrong)
         else:
             assert (response.status, response.json) == (200, expected)
+    cancelled = call_with_header_lines(shared_server, "DELETE", path + query, sent)
+    if wrong:
+        assert_problem(cancelled, 400, "invalid-fields", *wrong)
+        assert rows_with(shared_server, name) == [(name, SLOT, name)]
+    else:
+        assert (cancelled.status, cancelled.body) == (204, b"")
+        assert rows_with(shared_server, name) == []
+    assert rows_with(shared_server, other) == [(other, SLOT, other)]
 
 
 def test_post_rejects_tenant_in_query(shared_server: Server) -> None:
@@ -449,11 +458,13 @@ def test_rejected_fields_and_content_types_do_not_use_key(server: Server) -> Non
     assert server.rows() == [tuple(VALID_BODY.values())]
 
 
-# --- The query of a GET
+# --- The query of a GET or DELETE
 
 
 @pytest.mark.both_stores
-@pytest.mark.parametrize("path", ["/bookings", "/bookings/1"])
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", "/bookings"), ("GET", "/bookings/1"), ("DELETE", "/bookings/1")]
+)
 @pytest.mark.parametrize(
     ("query", "headers", "names"),
     [
@@ -471,9 +482,14 @@ def test_rejected_fields_and_content_types_do_not_use_key(server: Server) -> Non
     ],
 )
 def test_invalid_query_is_rejected(
-    shared_server: Server, path: str, query: str, headers: dict[str, str], names: set[str]
+    shared_server: Server,
+    method: str,
+    path: str,
+    query: str,
+    headers: dict[str, str],
+    names: set[str],
 ) -> None:
-    response = shared_server.call("GET", path + query, **headers)
+    response = shared_server.call(method, path + query, **headers)
     named = [error["field"] for error in response.json["errors"]]
     assert_problem(response, 400, "invalid-fields", *named)
     assert set(named) == names

@@ -32,10 +32,10 @@ LAST = get(CLOSE)
 
 @pytest.mark.parametrize(
     "path, allowed",
-    [("/bookings", "GET, HEAD, OPTIONS, POST"), ("/bookings/1", "GET, HEAD, OPTIONS")],
+    [("/bookings", "GET, HEAD, OPTIONS, POST"), ("/bookings/1", "DELETE, GET, HEAD, OPTIONS")],
 )
 @pytest.mark.parametrize(
-    "method", ["OPTIONS", "DELETE", "PUT", "PATCH", "TRACE", "PROPFIND", "get", "A-b.c"]
+    "method", ["OPTIONS", "delete", "PUT", "PATCH", "TRACE", "PROPFIND", "get", "A-b.c"]
 )
 def test_allow_header_lists_methods_of_path(
     shared_server: Server, path: str, allowed: str, method: str
@@ -92,6 +92,39 @@ def test_connection_serves_many_requests(server: Server) -> None:
             (booking,) = response_from(connection).json
             assert booking["idempotency_key"] == f"k{number}"
     assert_serves(server, [(f"k{number}", SLOT, f"k{number}") for number in range(20)])
+
+
+# Each body is consumed and ignored, whatever its type. The last one is a request.
+@pytest.mark.parametrize(
+    ("media_type", "body"),
+    [
+        (None, None),
+        (None, b""),
+        (None, b"{"),
+        (b"application/json", b'{"tenant_id": "else", "start_time_utc": 5}'),
+        (b"text/plain; ;", b"\xff\0garbage"),
+        (b"application/json", post("smuggled")),
+    ],
+    ids=["no length", "empty", "no type", "JSON", "garbage", "a request"],
+)
+def test_delete_ignores_body_and_keeps_connection(
+    server: Server, media_type: bytes | None, body: bytes | None
+) -> None:
+    assert server.book("reader", SLOT, "k1").status == 201
+    fields = [] if media_type is None else [b"Content-Type: " + media_type]
+    fields += [] if body is None else [b"Content-Length: %d" % len(body)]
+    line = b"DELETE /bookings/1 HTTP/1.1"
+    sent = get(*fields, line=line) + (body or b"")
+    with connect(server) as connection:
+        for _ in range(2):
+            connection.sendall(sent)
+            cancelled = response_from(connection)
+            assert (cancelled.status, cancelled.body) == (204, b"")
+            assert not {"Connection", "Content-Type", "Content-Length"} & set(cancelled.headers)
+        connection.sendall(post("next") + sent + LAST)
+        assert statuses(all_from(connection)) == [201, 204, 200]
+    assert server.rows("cancellations") == [("reader", SLOT, "k1")]
+    assert_serves(server, [("next", SLOT, "next")])
 
 
 def test_request_in_single_bytes_is_accepted(server: Server) -> None:
@@ -191,7 +224,7 @@ FRAMING: dict[str, tuple[bytes, int, str]] = {
 PROVOKED_BY_OTHER_MODULES = {
     *("malformed-json", "invalid-fields", "not-json"),
     *("no-such-path", "no-such-booking", "method-not-allowed"),
-    *("slot-taken", "key-reused", "too-slow", "internal-error"),
+    *("slot-taken", "key-reused", "booking-cancelled", "too-slow", "internal-error"),
     *("database-busy", "database-unavailable", "database-full", "shutting-down"),
 }
 

@@ -9,6 +9,8 @@ from tests.helpers.clients import FRAMING_ERRORS, badly_framed, closing_request,
 from tests.helpers.servers import Server, assert_problem
 from tests.helpers.values import SLOT, fresh_name
 
+OTHER_SLOT = "2026-01-02T10:00:00Z"
+
 
 @pytest.mark.parametrize("name", PROBLEM_TYPES)
 def test_problem_type_is_explained(shared_server: Server, name: str) -> None:
@@ -42,6 +44,9 @@ def test_unknown_problem_type_is_404(shared_server: Server, name: str) -> None:
 def test_type_of_rejection_leads_to_its_explanation(shared_server: Server) -> None:
     name = fresh_name()
     assert shared_server.book(name, SLOT, name).status == 201
+    cancelled = f"{name}-cancelled"
+    booking_id = shared_server.book(name, OTHER_SLOT, cancelled).json["id"]
+    assert shared_server.cancel(booking_id, name).status == 204
     rejections = [
         shared_server.book(name, SLOT, f"{name}-2"),
         shared_server.book(f"{name}-2", SLOT, name),
@@ -50,6 +55,7 @@ def test_type_of_rejection_leads_to_its_explanation(shared_server: Server) -> No
         shared_server.call("POST", "/bookings", b"{}", Content_Type="text/plain"),
         shared_server.call("GET", "/nowhere"),
         shared_server.call("GET", "/bookings/9999", X_Tenant_ID=name),
+        shared_server.book(name, OTHER_SLOT, cancelled),
         shared_server.call("DELETE", "/bookings"),
         first_response(shared_server.raw(closing_request(b"POST /bookings HTTP/1.1"))),
         *(

@@ -156,7 +156,7 @@ def read_cluster(url: str) -> Iterator[RqliteReader]:
 def create_tables(url: str) -> None:
     """Create the tables from schema.sql, or verify existing ones. Raise CannotOpen."""
     with _open_client(url) as client:
-        # Verify existing tables first: to add a rule that was dropped would not undo what it missed.
+        # Verify an existing schema as it is: adding a dropped rule would not undo what it missed.
         if not client.query(LEVEL_STRONG, OBJECTS):
             client.execute([(statement, None) for statement in schema_statements()])
         _verify_rules(client)

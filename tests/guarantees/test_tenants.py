@@ -39,7 +39,7 @@ def in_both(method: str, path: str, tenant: str) -> Request:
 
 
 def in_header_with_body(method: str, path: str, tenant: str) -> Request:
-    """Name another tenant in the body, which has no meaning in a GET."""
+    """Name another tenant in the body, which has no meaning in a GET or DELETE."""
     return method, path, {"tenant_id": OWNER}, {"X_Tenant_ID": as_header(tenant)}
 
 
@@ -82,27 +82,32 @@ def owned(shared_server: Server) -> Response:
 
 
 @pytest.mark.both_stores
-@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("method", ["GET", "HEAD", "DELETE"])
 @pytest.mark.parametrize("read", READS)
 def test_id_of_another_tenant_is_answered_like_unknown_id(
     server: Server, read: Any, method: str
 ) -> None:
     owned = server.book(OWNER, SLOTS[0], "owner's key")
+    cancelled = server.book(OWNER, SLOTS[2], "owner's cancelled key")
+    assert server.cancel(cancelled.json["id"], OWNER).status == 204
     own = server.book(STRANGER, SLOTS[1], "stranger's key")
     responses = {
         name: ask(server, read(method, f"/bookings/{number}", STRANGER))
         for name, number in [
             ("foreign", owned.json["id"]),
-            ("unknown", 999),
+            ("cancelled", cancelled.json["id"]),
+            ("unknown", own.json["id"] + 1),
             ("own", own.json["id"]),
         ]
     }
-    assert compared_parts(responses["foreign"]) == compared_parts(responses["unknown"])
-    assert (responses["foreign"].status, responses["own"].status) == (404, 200)
+    for name in ("foreign", "cancelled"):
+        assert compared_parts(responses[name]) == compared_parts(responses["unknown"])
+    assert responses["foreign"].status == 404
+    assert responses["own"].status == (204 if method == "DELETE" else 200)
     if method == "GET":
         assert_problem(responses["foreign"], 404, "no-such-booking")
         assert responses["own"].body == own.body
-    assert ask(server, read(method, owned.headers["Location"], OWNER)).status == 200
+    assert ask(server, read("GET", owned.headers["Location"], OWNER)).status == 200
 
 
 @pytest.mark.both_stores
