@@ -170,7 +170,7 @@ def reused_key(target: Target, tenant: str) -> tuple[str, str]:
 
 
 def cancellation(target: Target, tenant: str) -> tuple[str, str]:
-    """20 clients cancel a booking, it is requested again, 5 race for the slot, 2 cancel again"""
+    """20 clients cancel a booking, its POST is late, 5 race for the slot, its DELETE is late"""
     url, original = target.urls[0], Request(tenant, start(0), f"{tenant}:original")
     status, body = book(url, original)
     path = f"/bookings/{body['id'] if status == 201 else 0}?tenant_id={quote(tenant)}"

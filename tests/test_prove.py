@@ -32,7 +32,7 @@ from tests.helpers.tools import (
     wait_for,
 )
 
-RACE, ONE_REQUEST, SPELLINGS, REUSED_KEY, BY_HAND, KILLS = range(6)
+RACE, ONE_REQUEST, SPELLINGS, REUSED_KEY, CANCELLATION, BY_HAND, KILLS = range(7)
 
 
 def _failed_parts(output: str, count: int) -> set[int]:
@@ -54,7 +54,7 @@ def test_prove_passes_on_servers_of_its_own(tmp_path: Path, temporary_folder: Pa
     settings = {"BOOKINGS_DB": str(mine), "PORT": "1", "HOST": "192.0.2.1"}
     ended = run_tool("prove", **temporary_in(temporary_folder), **settings)
     assert (ended.returncode, ended.stderr) == (0, "")
-    assert _failed_parts(ended.stdout, 6) == set()
+    assert _failed_parts(ended.stdout, 7) == set()
     assert not mine.exists()
     assert_nothing_left(temporary_folder)
 
@@ -68,14 +68,15 @@ def test_prove_on_running_server_books_for_new_tenants_only(
     url = f"--url=http://127.0.0.1:{server.port}/"
     ended = run_tool("prove", url, **temporary_in(temporary_folder))
     assert (ended.returncode, ended.stderr) == (0, "")
-    assert _failed_parts(ended.stdout, 4) == set()
+    assert _failed_parts(ended.stdout, 5) == set()
     skipped = [line for line in ended.stdout.splitlines() if line.startswith("Not tested")]
     assert len(skipped) == 1 and "by hand" in skipped[0] and "kill" in skipped[0]
     rows = server.rows()
     assert rows[: len(before)] == before
     # The race booked 25 slots, and each of the other parts one.
     counted = Counter(tenant for tenant, _, _ in rows[len(before) :])
-    assert sorted(counted.values()) == [1, 1, 1, 25]
+    assert sorted(counted.values()) == [1, 1, 1, 1, 25]
+    assert len(server.rows("cancellations")) == 1
     assert not set(counted) & {"acme", "prove", "prove-0"}
     assert server.process.poll() is None
     assert_nothing_left(temporary_folder)
@@ -88,7 +89,7 @@ def test_prove_passes_on_cluster(server: ClusterServer) -> None:
     before = server.rows()
     ended = run_tool("prove", f"--database={url(*server.nodes)}")
     assert (ended.returncode, ended.stderr) == (0, "")
-    assert _failed_parts(ended.stdout, 5) == set()
+    assert _failed_parts(ended.stdout, 6) == set()
     assert ended.stdout.splitlines()[-1] == "PROVED: no slot was booked twice."
     rows = server.rows()
     assert rows[:1] == before
@@ -107,10 +108,10 @@ CREATED = "        return Outcome.CREATED, Booking("
             "schema.sql",
             "    UNIQUE (tenant_id, start_time_utc),\n",
             "",
-            {RACE, SPELLINGS, BY_HAND},
+            {RACE, SPELLINGS, CANCELLATION, BY_HAND},
         ),
         (
-            "bookings/stores/sqlite.py",
+            "bookings/stores/creation.py",
             COMMIT,
             f'            db.execute("DELETE FROM bookings")\n{COMMIT}',
             {KILLS},
@@ -124,13 +125,32 @@ def test_prove_catches_broken_program(
     code = changed_project(tmp_path / "code", name, old, new)
     ended = run_tool("prove", code=code, **temporary_in(temporary_folder))
     assert (ended.returncode, ended.stderr) == (1, "")
-    assert _failed_parts(ended.stdout, 6) == expected, ended.stdout
+    assert _failed_parts(ended.stdout, 7) == expected, ended.stdout
     assert_nothing_left(temporary_folder)
 
 
 @pytest.mark.parametrize(
     ("name", "old", "new", "expected"),
     [
+        (
+            "schema.sql",
+            "WHERE idempotency_key = NEW.idempotency_key OR id = NEW.id)",
+            "WHERE id = NEW.id)",
+            {CANCELLATION},
+        ),
+        ("schema.sql", "PRIMARY KEY AUTOINCREMENT\n", "PRIMARY KEY\n", {CANCELLATION}),
+        (
+            "bookings/stores/sqlite.py",
+            '    execute("COMMIT", {})\n',
+            '    execute("ROLLBACK", {})\n',
+            {CANCELLATION},
+        ),
+        (
+            "bookings/stores/model.py",
+            "    return found is not None\n",
+            "    return False\n",
+            {CANCELLATION},
+        ),
         (
             "bookings/api.py",
             "_json(booking._asdict(), 200, [(",
@@ -141,7 +161,7 @@ def test_prove_catches_broken_program(
             "bookings/stores/sqlite.py",
             CREATED,
             f'        execute("DELETE FROM bookings", {{}})\n{CREATED}',
-            {RACE, ONE_REQUEST, SPELLINGS, REUSED_KEY},
+            {RACE, ONE_REQUEST, SPELLINGS, REUSED_KEY, CANCELLATION},
         ),
         (
             "bookings/stores/model.py",
@@ -151,18 +171,22 @@ def test_prove_catches_broken_program(
         ),
         (
             "bookings/stores/sql.py",
-            "WHERE id = :id AND tenant_id = :tenant_id",
-            "WHERE id = :id AND :tenant_id != ''",
+            '_FIND.format("id = :id AND tenant_id = :tenant_id")',
+            "_FIND.format(\"id = :id AND :tenant_id != ''\")",
             {REUSED_KEY},
         ),
         (
             "bookings/stores/sqlite.py",
             '    row = {**new._asdict(), "created_at": model.current_time()}\n',
             "    return Outcome.SLOT_TAKEN, None\n",
-            {RACE, ONE_REQUEST, SPELLINGS, REUSED_KEY},
+            {RACE, ONE_REQUEST, SPELLINGS, REUSED_KEY, CANCELLATION},
         ),
     ],
     ids=[
+        "brings a cancelled booking back",
+        "brings an id back",
+        "cancels nothing",
+        "404 to a second cancellation",
         "409 to a replay",
         "201 without a row",
         "another's booking to a used key",
@@ -179,9 +203,10 @@ def test_prove_catches_broken_server(
         ended = run_tool("prove", f"--url=http://127.0.0.1:{server.port}")
         rows = server.rows()
     assert (ended.returncode, ended.stderr) == (1, "")
-    assert _failed_parts(ended.stdout, 4) == expected, ended.stdout
-    # If all four parts fail, nothing is inserted. Otherwise each slot is still booked once.
-    assert len(rows) == (0 if len(expected) == 4 else 28)
+    assert _failed_parts(ended.stdout, 5) == expected, ended.stdout
+    # If all five parts fail, nothing is inserted. Otherwise each slot is still booked once.
+    assert (rows == []) == (len(expected) == 5)
+    assert len({(tenant, start) for tenant, start, _ in rows}) == len(rows)
 
 
 def _free_port() -> int:
@@ -265,7 +290,7 @@ subprocess.Popen = SlowPopen
 """
 SLOW_THREADS = (
     f"pool.map(send, (print({NOW!r}, end='', flush=True) or time.sleep(0.2) or number "
-    "for number in range(len(requests))))"
+    "for number in range(len(sends))))"
 )
 
 
@@ -277,7 +302,7 @@ SLOW_THREADS = (
         ("run.py", "import sys\n", "import sys\nimport time\ntime.sleep(60)\n", ""),
         ("bookings/process.py", "import threading\n", SLOW_PROCESSES, None),
         ("run.py", "import sys\n", "import sys\n", "prove-*"),
-        ("bookings/prove.py", "pool.map(send, range(len(requests)))", SLOW_THREADS, None),
+        ("bookings/prove.py", "pool.map(send, range(len(sends)))", SLOW_THREADS, None),
         ("run.py", "import sys\n", "import sys\n", "prove-*-[0-9]"),
     ],
     ids=["starting", "starting processes", "racing", "starting threads", "killing"],
