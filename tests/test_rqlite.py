@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from bookings.stores import sql
+from bookings.stores.rqlite_client import RqliteClient
 from tests.helpers.clients import as_header
 from tests.helpers.clusters import ClusterServer, Link, Node, cluster, url
 from tests.helpers.processes import run_and_fail
@@ -96,6 +99,49 @@ def test_insert_stopped_by_trigger_is_internal_error(
 
 
 @pytest.mark.on_rqlite
+def test_rows_affected_counts_rows_of_each_statement(
+    server: ClusterServer, rqlite_node: Node
+) -> None:
+    """rqlite leaves it out of a result if no row was affected."""
+    booking_id = server.book(*BOOKING).json["id"]
+    statements = [sql.INSERT_CANCELLATION, sql.DELETE_BOOKING]
+    found = {"tenant_id": "acme", "cancelled_at": "2026-01-01T00:00:00Z"}
+
+    def affected(number: int) -> list[int | None]:
+        values = {**found, "id": number}
+        results = client.execute([(statement, values) for statement in statements])
+        return [result.get("rows_affected") for result in results]
+
+    with contextlib.closing(RqliteClient(url(rqlite_node))) as client:
+        assert affected(booking_id + 1) == [None, None]
+        assert affected(booking_id) == [1, 1]
+        assert affected(booking_id) == [None, None]
+    assert server.rows() == []
+    assert server.rows("cancellations") == [BOOKING]
+
+
+@pytest.mark.on_rqlite
+def test_booking_is_cancelled_in_one_transaction(
+    server: ClusterServer, rqlite_node: Node, tmp_path: Path
+) -> None:
+    """In one request. `cancelled_at` is the same on each node, because the server passes it."""
+    with contextlib.ExitStack() as stack:
+        link = stack.enter_context(contextlib.closing(Link(rqlite_node, lambda request: False)))
+        linked = ClusterServer(tmp_path, rqlite_node, database=f"http://{link.address}")
+        stack.enter_context(contextlib.closing(linked))
+        booked = linked.book(*BOOKING)
+        link.targets.clear()
+        link.bodies.clear()
+        assert linked.cancel(booked.json["id"]).status == 204
+        ((target,), (statements,)) = link.targets, link.bodies
+        assert target.startswith("/db/execute?transaction&")
+        ((cancelled_at,),) = rqlite_node.query("SELECT cancelled_at FROM cancellations")
+        assert CANONICAL.fullmatch(cancelled_at)
+        assert all(json.loads(values)["cancelled_at"] == cancelled_at for _, values in statements)
+    assert server.rows() == []
+
+
+@pytest.mark.on_rqlite
 def test_reads_after_booking_use_strong_consistency(
     server: ClusterServer, rqlite_node: Node, tmp_path: Path
 ) -> None:
@@ -111,10 +157,11 @@ def test_reads_after_booking_use_strong_consistency(
             linked.book("levels", BOOKING[1], "k2"),
             linked.call("GET", "/bookings?tenant_id=levels"),
             linked.call("GET", f"{location}?tenant_id=levels"),
+            linked.cancel(booked.json["id"] + 1, "levels"),
         ]
-        assert [response.status for response in responses] == [200, 409, 200, 200]
+        assert [response.status for response in responses] == [200, 409, 200, 200, 404]
         reads = [target for target in link.targets if target.startswith("/db/query")]
-        assert len(reads) == 4
+        assert len(reads) == 5
         assert all("level=strong" in target for target in reads)
         link.targets.clear()
         assert linked.book("levels", "2026-01-02T10:00:00Z", "k3").status == 201

@@ -169,33 +169,63 @@ def test_request_is_repeated_after_lost_response(
 
 
 @pytest.mark.on_rqlite
+def test_cancellation_is_repeated_after_lost_response(
+    server: ClusterServer, rqlite_node: Node, tmp_path: Path
+) -> None:
+    """The first request was executed. The repeated one finds no booking and looks it up."""
+    losses = Losses()
+    with linked_server(tmp_path, rqlite_node, losses) as (linked, _):
+        for day, lost in [(1, {"/db/execute": 1}), (2, {"/db/execute": 3, "/db/query": 1})]:
+            booking_id = linked.book("acme", f"2026-01-0{day}T10:00:00Z", f"k{day}").json["id"]
+            losses.left.update(lost)
+            assert linked.cancel(booking_id).status == 204
+            assert all(left < 0 for left in losses.left.values()), "a response was not lost"
+            losses.left.update(lost)
+            assert linked.cancel(booking_id).status == 204
+            losses.left.update(lost)
+            assert_problem(linked.cancel(booking_id, "other"), 404, "no-such-booking")
+        assert server.rows() == []
+        assert [key for _, _, key in server.rows("cancellations")] == ["k1", "k2"]
+
+
+@pytest.mark.on_rqlite
 def test_outcome_is_not_guessed_if_all_responses_are_lost(
     server: ClusterServer, rqlite_node: Node, tmp_path: Path
 ) -> None:
-    """Neither if those to the INSERT are lost, nor if those to the look-up are."""
+    """Neither if those to the write are lost, nor if those to the look-up are."""
     losing = threading.Event()
     other = ("acme", "2026-01-02T10:00:00Z", "k2")
+    cancelled = ("acme", "2026-01-03T10:00:00Z", "k3")
 
     def loses(request: str) -> bool:
         return losing.is_set() and (
-            BOOKING.idempotency_key in request or request.startswith("/db/query")
+            BOOKING.idempotency_key in request
+            or "cancelled_at" in request
+            or request.startswith("/db/query")
         )
 
     assert server.book(*other).status == 201
+    cancelled_id = server.book(*cancelled).json["id"]
     with linked_server(tmp_path, rqlite_node, loses) as (linked, _):
         losing.set()
         began = time.monotonic()
-        responses = at_once(2, lambda number: linked.book(*(BOOKING, other)[number]))
+        sends = [
+            lambda: linked.book(*BOOKING),
+            lambda: linked.book(*other),
+            lambda: linked.cancel(cancelled_id),
+        ]
+        responses = at_once(len(sends), lambda number: sends[number]())
         took = time.monotonic() - began
         assert CALL_SECONDS - ATTEMPT_SECONDS - 1 < took < CALL_SECONDS + 5
         for response in responses:
             assert_problem(response, 503, "database-unavailable")
             assert int(response.headers["Retry-After"]) > 0
-        # The INSERT was executed, and the response did not deny it.
+        # The writes were executed, and the responses did not deny it.
         assert server.rows() == [other, BOOKING]
         losing.clear()
-        assert [linked.book(*booking).status for booking in (BOOKING, other)] == [200, 200]
+        assert [send().status for send in sends] == [200, 200, 204]
         assert server.rows() == [other, BOOKING]
+        assert server.rows("cancellations") == [cancelled]
 
 
 @pytest.mark.on_rqlite

@@ -38,20 +38,22 @@ def test_write_waits_for_busy_database_and_then_is_503(server: Server) -> None:
         started = time.monotonic()
         if number < 4:
             response = server.book("acme", f"2026-01-02T1{number}:00:00Z", f"k{number + 1}")
+        elif number == 4:
+            response = server.cancel(booked.json["id"])
         else:
             response = server.call("GET", "/bookings", X_Tenant_ID="acme")
         return response, time.monotonic() - started
 
     with contextlib.closing(sqlite3.connect(server.database, isolation_level=None)) as holder:
         holder.execute("BEGIN IMMEDIATE")
-        *rejected, (listed, list_seconds) = at_once(5, ask)
+        *rejected, (listed, list_seconds) = at_once(6, ask)
         for response, seconds in rejected:
             assert_unavailable(response, "database-busy")
             # Concurrent requests wait together, not one after another.
             assert connections.BUSY_SECONDS * 0.9 < seconds < connections.BUSY_SECONDS * 1.9
         assert (listed.status, listed.json) == (200, [booked.json])
         assert list_seconds < connections.BUSY_SECONDS * 0.5
-        assert server.rows() == before
+        assert (server.rows(), server.rows("cancellations")) == (before, [])
         waited: list[Response] = []
         waiting = threading.Thread(target=lambda: waited.append(ask(0)[0]))
         waiting.start()
@@ -61,8 +63,8 @@ def test_write_waits_for_busy_database_and_then_is_503(server: Server) -> None:
         waiting.join(SOON)
     # The request that was waiting is booked. The rejected requests did not use their keys.
     assert waited[0].status == 201
-    assert [ask(number)[0].status for number in range(4)] == [200, 201, 201, 201]
-    assert len(server.rows()) == 5
+    assert [ask(number)[0].status for number in range(5)] == [200, 201, 201, 201, 204]
+    assert (len(server.rows()), server.rows("cancellations")) == (4, before)
 
 
 @posix_only
@@ -77,6 +79,7 @@ def test_database_moved_away_is_503_until_it_returns(server: Server) -> None:
             server.book("acme", "2026-01-02T10:00:00Z", "k2"),
             server.call("GET", "/bookings", X_Tenant_ID="acme"),
             server.call("GET", booked.headers["Location"], X_Tenant_ID="acme"),
+            server.cancel(booked.json["id"]),
         ):
             assert_unavailable(response, "database-unavailable")
     assert sorted(os.listdir(aside.parent)) == files
@@ -116,12 +119,16 @@ def test_full_disk_is_507_and_loses_nothing(small_disk: Path, tmp_path: Path) ->
             full = server.book("acme", "2026-01-02T10:00:00Z", "k2")
             assert_problem(full, 507, "database-full")
             assert_documented(full, "POST", "/bookings")
+            full = server.cancel(booked.json["id"])
+            assert_problem(full, 507, "database-full")
+            assert_documented(full, "DELETE", "/bookings/{id}")
         listed = server.call("GET", "/bookings", X_Tenant_ID="acme")
         assert (listed.status, listed.json) == (200, [booked.json])
-        assert len(server.rows()) == 1
+        assert (len(server.rows()), server.rows("cancellations")) == (1, [])
         filler.unlink()
         assert server.book("acme", "2026-01-02T10:00:00Z", "k2").status == 201
-        assert len(server.rows()) == 2
+        assert server.cancel(booked.json["id"]).status == 204
+        assert (len(server.rows()), len(server.rows("cancellations"))) == (1, 1)
 
 
 def test_unexpected_error_is_500_and_is_logged(server: Server) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import http.client
 import threading
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.helpers.processes import requires_fork, serving
 from tests.helpers.servers import CANONICAL, SOON, Response, Server, assert_problem, at_once
 from tests.helpers.values import SLOT, slot_at
 
@@ -230,3 +233,75 @@ def test_booking_racing_with_its_cancellation_is_200_or_410(server: Server) -> N
             assert_problem(rejection, 410, "booking-cancelled", "idempotency_key")
     assert_rows(server, [], bookings)
     assert server.log.read_text() == ""
+
+
+# --- Failures
+
+TRIGGERS = {
+    "ignores the INSERT": ("BEFORE INSERT ON cancellations", "IGNORE"),
+    "rejects the INSERT": ("BEFORE INSERT ON cancellations", "ABORT, 'closed on Mondays'"),
+    "ignores the DELETE": ("BEFORE DELETE ON bookings", "IGNORE"),
+    "rejects the DELETE": ("BEFORE DELETE ON bookings", "ABORT, 'closed on Mondays'"),
+}
+
+
+@pytest.mark.both_stores
+@pytest.mark.parametrize(("event", "action"), TRIGGERS.values(), ids=TRIGGERS)
+def test_cancellation_stopped_by_trigger_is_internal_error(
+    server: Server, event: str, action: str
+) -> None:
+    """The trigger of an operator. The booking stays as it was and can be cancelled later."""
+    booking = server.book(*BOOKING)
+    server.execute(f"CREATE TRIGGER closed {event} BEGIN SELECT RAISE({action}); END")
+    responses = [server.cancel(booking.json["id"]) for _ in range(2)]
+    server.execute("DROP TRIGGER closed")
+    log = server.log.read_text()
+    server.log.write_text("")  # Other tests expect it to be empty.
+    for response in responses:
+        assert (response.status, response.json["type"]) == (500, "/problems/internal-error")
+        assert b"Mondays" not in response.body and b"trigger" not in response.body
+        assert response.json["request_id"] in log
+    assert ("does a trigger" if action == "IGNORE" else "closed on Mondays") in log
+    assert_rows(server, [BOOKING], [])
+    assert server.book(*BOOKING).body == booking.body
+    assert_cancelled(server.cancel(booking.json["id"]))
+    assert_rows(server, [], [BOOKING])
+
+
+# The worker kills itself after the statement that starts with the text in the file `die`.
+DIE_AFTER_STATEMENT = """
+import os, signal, time
+from bookings.stores import sqlite
+cancel_or_explain = sqlite.cancel_or_explain
+def cancel(execute, tenant_id, booking_id):
+    def execute_and_die(statement, values):
+        cursor = execute(statement, values)
+        if os.path.exists("die") and statement.startswith(open("die").read()):
+            os.unlink("die")
+            os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(0.1)  # Another thread may receive the signal.
+        return cursor
+    return cancel_or_explain(execute_and_die, tenant_id, booking_id)
+sqlite.cancel_or_explain = cancel
+"""
+
+
+@requires_fork
+def test_worker_killed_while_cancelling_leaves_booking_in_one_table(tmp_path: Path) -> None:
+    with serving(tmp_path, "--workers=2", patch=DIE_AFTER_STATEMENT) as server:
+        for number, (statement, moved) in enumerate(
+            [("INSERT", False), ("DELETE", False), ("COMMIT", True)]
+        ):
+            booking = ("acme", slot_at(number), f"k{number}")
+            created = server.book(*booking)
+            (tmp_path / "die").write_text(statement)
+            with pytest.raises((OSError, http.client.HTTPException)):
+                server.cancel(created.json["id"])
+            assert not (tmp_path / "die").exists()
+            assert (booking in server.rows()) == (not moved)
+            assert (booking in server.rows("cancellations")) == moved
+            assert server.book(*booking).status == (410 if moved else 200)
+            assert_cancelled(server.cancel(created.json["id"]))
+        cancelled = [("acme", slot_at(number), f"k{number}") for number in range(3)]
+        assert_rows(server, [], cancelled)
+        assert server.select("PRAGMA integrity_check") == [("ok",)]

@@ -133,6 +133,7 @@ def assert_unavailable(server: Server, cause: str) -> None:
         server.call("GET", "/bookings", X_Tenant_ID="t0"),
         server.call("GET", "/bookings/1", X_Tenant_ID="t0"),
         server.book("t0", "2027-01-01T00:00:00Z", "rejected"),
+        server.cancel(1, "t0"),
     ]
     for response in rejected:
         assert_problem(response, 503, "database-unavailable")
