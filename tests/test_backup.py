@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.clusters import ClusterServer, url
+from tests.helpers.clusters import ClusterServer, Link, url
 from tests.helpers.servers import SOON, Server
 from tests.helpers.tools import (
     SCHEMA,
@@ -110,6 +110,28 @@ def test_backup_under_load_is_consistent_snapshot(large_database: Path, tmp_path
         assert listed == [json.loads(line) for line in shown]
         assert second.book("writer-1", listed[0]["start_time_utc"], "another").status == 409
         assert second.book("writer-1", "2090-01-01T10:00:00Z", "another").status == 201
+
+
+def test_backup_copies_cancellations(server: Server, tmp_path: Path) -> None:
+    """A server on the copy knows which keys and ids were cancelled."""
+    ids = [server.book("acme", slot_at(number), f"k{number}").json["id"] for number in range(4)]
+    for number, counted in [
+        (0, "3 bookings and 1 cancellation"),
+        (1, "2 bookings and 2 cancellations"),
+        (2, "1 booking and 3 cancellations"),
+    ]:
+        assert server.cancel(ids[number]).status == 204
+        copy = tmp_path / "copies" / f"{number}.db"
+        copy.parent.mkdir(exist_ok=True)
+        ended = run_tool("backup", f"--database={server.database}", str(copy))
+        assert (ended.returncode, ended.stderr) == (0, "")
+        assert ended.stdout == f"{counted} copied to {copy}\n"
+    with contextlib.closing(Server(copy.parent, "--database", str(copy))) as second:
+        statuses = [second.book("acme", slot_at(n), f"k{n}").status for n in range(4)]
+        assert statuses == [410, 410, 410, 200]
+        assert second.cancel(ids[0]).status == 204
+        new = second.book("acme", slot_at(0), "new")
+        assert (new.status, new.json["id"] > ids[-1]) == (201, True)
 
 
 @posix_only
@@ -418,6 +440,35 @@ def test_backup_of_cluster_is_database_for_server(server: ClusterServer, tmp_pat
     assert "--force" in again.stderr
     shown = run_tool("show", f"--database={copy}")
     assert shown.stdout.splitlines()[-1] == "29 bookings"
+
+
+@pytest.mark.on_rqlite
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_backup_of_cluster_accepts_booking_cancelled_meanwhile(
+    server: ClusterServer, tmp_path: Path, by_hand: bool
+) -> None:
+    """One that was deleted by hand after the count makes the copy look incomplete."""
+    ids = [server.book("acme", slot_at(number), f"k{number}").json["id"] for number in range(2)]
+
+    def act_after_count(request: str) -> bool:
+        if "count(*)" in request and by_hand:
+            server.execute(f"DELETE FROM bookings WHERE id = {ids[0]}")
+        elif "count(*)" in request:
+            assert server.cancel(ids[0]).status == 204
+        return False
+
+    copy = tmp_path / "copy.db"
+    with contextlib.closing(Link(server.nodes[0], act_after_count)) as link:
+        ended = run_tool("backup", str(copy), f"--database=http://{link.address}")
+    if by_hand:
+        assert_one_line(ended, "backup")
+        assert "the copy is incomplete: 1 of 2" in ended.stderr
+        assert list(tmp_path.iterdir()) == []
+    else:
+        assert (ended.returncode, ended.stderr) == (0, "")
+        assert ended.stdout == f"1 booking and 1 cancellation copied to {copy}\n"
+        assert keys_of(copy) == ["k1"]
+    assert [key for _, _, key in server.rows()] == ["k1"]
 
 
 @posix_only

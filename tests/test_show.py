@@ -24,6 +24,7 @@ from tests.helpers.tools import (
     INSERT,
     SCHEMA,
     assert_one_line,
+    cancel_by_hand,
     make_database,
     make_database_of,
     row_of,
@@ -174,6 +175,52 @@ def test_show_prints_blobs_and_invalid_utf_8(tmp_path: Path) -> None:
     assert any("acme" in line for line in lines)
 
 
+# --- Cancelled bookings
+
+
+@pytest.mark.parametrize(
+    ("condition", "table"),
+    [
+        (
+            "FALSE",
+            """
+id  tenant_id  start_time_utc  idempotency_key  created_at  cancelled_at
+--  ---------  --------------  ---------------  ----------  ------------
+0 cancelled bookings
+""",
+        ),
+        (
+            "id = 2",
+            """
+id  tenant_id  start_time_utc        idempotency_key  created_at            cancelled_at
+--  ---------  --------------------  ---------------  --------------------  --------------------
+2   acme       2026-01-01T10:00:00Z  k1               2025-12-31T23:59:59Z  2026-01-01T00:00:00Z
+1 cancelled booking
+""",
+        ),
+        (
+            "id > 1",
+            """
+id  tenant_id  start_time_utc        idempotency_key  created_at            cancelled_at
+--  ---------  --------------------  ---------------  --------------------  --------------------
+2   acme       2026-01-01T10:00:00Z  k1               2025-12-31T23:59:59Z  2026-01-01T00:00:00Z
+3   b\\n        2026-01-01T10:00:00Z  k3               2025-12-31T23:59:59Z  2026-01-01T00:00:00Z
+2 cancelled bookings
+""",
+        ),
+    ],
+    ids=["none", "one", "two"],
+)
+def test_show_prints_cancelled_bookings(tmp_path: Path, condition: str, table: str) -> None:
+    rows = [row_of("live", "k2"), row_of("acme"), row_of("b\n", "k3")]
+    path = make_database_of(tmp_path / "bookings.db", *rows, extra_sql=cancel_by_hand(condition))
+    ended = run_tool("show", "--cancelled", f"--database={path}")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout == table.lstrip("\n")
+    # Each booking is in one of the two tables, which have three other lines each.
+    assert len(show_lines(path)) + len(ended.stdout.splitlines()) == len(rows) + 6
+
+
 # --- Filters
 
 TENANTS = ("Müller & Söhne 日本", "acme", "zoo")
@@ -234,6 +281,35 @@ def test_show_prints_bookings_that_api_lists(booked: Server, filters: dict[str, 
     lines = table.stdout.splitlines()
     assert [line.split()[0] for line in lines[2:-1]] == [str(booking["id"]) for booking in listed]
     assert lines[-1] == ("1 booking" if len(listed) == 1 else f"{len(listed)} bookings")
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [
+        {},
+        *({name: FILTERS[name]} for name in FILTERS),
+        FILTERS,
+        {"tenant": "nobody"},
+        {"from": STARTS[3], "to": STARTS[1]},
+    ],
+    ids=lambda filters: " ".join(filters) or "none",
+)
+def test_show_filters_cancelled_bookings(
+    tmp_path: Path, booked: Server, filters: dict[str, str]
+) -> None:
+    """The same ones that the filters choose while they are bookings."""
+    listed = _listed_by_api(booked, filters)
+    copy = tmp_path / "copy.db"
+    assert run_tool("backup", f"--database={booked.database}", str(copy)).returncode == 0
+    with contextlib.closing(sqlite3.connect(copy)) as db:
+        db.executescript(cancel_by_hand("TRUE"))
+    flags = [f"--database={copy}", *(f"--{name}={value}" for name, value in filters.items())]
+    ended = run_tool("show", *flags, "--cancelled", "--json")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert [json.loads(line) for line in ended.stdout.splitlines()] == [
+        {**booking, "cancelled_at": "2026-01-01T00:00:00Z"} for booking in listed
+    ]
+    assert run_tool("show", *flags).stdout.endswith("\n0 bookings\n")
 
 
 @pytest.mark.parametrize(
@@ -311,6 +387,26 @@ def test_show_prints_bookings_of_cluster(server: ClusterServer) -> None:
     table = run_tool("show", "--tenant=ü", flag).stdout.splitlines()
     assert len(table) == len(days) + 3
     assert table[-1] == f"{len(days)} bookings"
+
+
+@pytest.mark.on_rqlite
+def test_show_prints_cancelled_bookings_of_cluster(server: ClusterServer) -> None:
+    """More than two pages of them, all of one slot."""
+    assert server.book("acme", SLOT, "live").status == 201
+    server.execute(
+        f"""INSERT INTO cancellations
+        WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 2100)
+        SELECT 10000 + i, 'acme', '{SLOT}', 'k' || i, '{SLOT}', '{SLOT}' FROM n"""
+    )
+    every = [(10_000 + n, "acme", SLOT, f"k{n}", SLOT, SLOT) for n in range(1, 2101)]
+    flags = ("--cancelled", f"--database={url(*server.nodes)}")
+    for limit in (None, 1000, 1001):
+        limited = [] if limit is None else [f"--limit={limit}"]
+        ended = run_tool("show", *flags, "--json", *limited)
+        assert (ended.returncode, ended.stderr) == (0, "")
+        found = [tuple(json.loads(line).values()) for line in ended.stdout.splitlines()]
+        assert found == every[:limit]
+    assert run_tool("show", *flags).stdout.splitlines()[-1] == "2100 cancelled bookings"
 
 
 # --- Cost

@@ -111,6 +111,14 @@ def make_database_of(path: Path, *rows: Sequence[object], extra_sql: str = "") -
     return path
 
 
+def cancel_by_hand(condition: str, cancelled_at: str = "2026-01-01T00:00:00Z") -> str:
+    """Return SQL that cancels the bookings for which the condition holds."""
+    return (
+        f"INSERT INTO cancellations SELECT *, '{cancelled_at}' FROM bookings WHERE {condition}; "
+        f"DELETE FROM bookings WHERE {condition};"
+    )
+
+
 def row_of(tenant: str, key: str = "k1") -> tuple[str, str, str, str]:
     """Return a row for `make_database_of`."""
     return tenant, SLOT, key, "2025-12-31T23:59:59Z"
