@@ -268,6 +268,18 @@ def test_cancellation_stopped_by_trigger_is_internal_error(
     assert_rows(server, [], [BOOKING])
 
 
+@pytest.mark.both_stores
+def test_id_that_sql_client_brought_back_cannot_be_cancelled_again(server: Server) -> None:
+    """A late DELETE of the cancelled booking must not cancel the one that now has its id."""
+    booking_id = cancelled_booking(server)
+    other = server.book("acme", SLOT, "k2").json["id"]
+    server.execute(f"UPDATE bookings SET id = {booking_id} WHERE id = {other}")
+    response = server.cancel(booking_id)
+    server.log.write_text("")
+    assert (response.status, response.json["type"]) == (500, "/problems/internal-error")
+    assert_rows(server, [("acme", SLOT, "k2")], [BOOKING])
+
+
 # The worker kills itself after the statement that starts with the text in the file `die`.
 DIE_AFTER_STATEMENT = """
 import os, signal, time
