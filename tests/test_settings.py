@@ -94,7 +94,7 @@ def test_help_explains_each_setting(tmp_path: Path) -> None:
         ("--port", "PORT", "3000"),
         ("--host", "HOST", "127.0.0.1"),
         ("--database", "BOOKINGS_DB", "bookings.db beside run.py"),
-        ("--workers", "WORKERS", "one per CPU, one on Windows"),
+        ("--workers", "WORKERS", "one per CPU that it may use, at most 8; one on Windows"),
         ("--allowed-hosts", "ALLOWED_HOSTS", "none on loopback, any otherwise"),
     ):
         explained = " ".join(ended.stdout.split()).rpartition(words[0])[2]

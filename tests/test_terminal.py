@@ -79,7 +79,7 @@ def test_show_succeeds_if_reader_leaves(tmp_path: Path, count: int, lines: int) 
         assert (process.wait(SOON), process.stderr.read()) == (0, "")
 
 
-@pytest.mark.parametrize("lines", [1, 6], ids=["between parts", "before the verdict"])
+@pytest.mark.parametrize("lines", [1, 7], ids=["between parts", "before the verdict"])
 def test_prove_fails_quietly_if_reader_leaves(
     tmp_path: Path, temporary_folder: Path, lines: int
 ) -> None:
@@ -93,7 +93,7 @@ def test_prove_fails_quietly_if_reader_leaves(
         for line in range(lines):
             if line:
                 print(file=process.stdin, flush=True)
-            assert re.match(r"\[\d/6\] .*: ok$", process.stdout.readline())
+            assert re.match(r"\[\d/7\] .*: ok$", process.stdout.readline())
         process.stdout.close()
         process.stdin.close()
         assert (process.wait(SOON), process.stderr.read()) == (1, "")

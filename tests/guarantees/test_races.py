@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from bookings.stores.sqlite import BUSY_SECONDS
+from bookings.stores.connections import BUSY_SECONDS
 from tests.helpers.servers import SOON, Response, Server, assert_problem, at_once
 from tests.helpers.values import MEMBERS
 
