@@ -293,26 +293,31 @@ def test_live_is_200_and_ready_503_while_database_is_unreadable(
 
 @pytest.mark.both_stores
 @pytest.mark.parametrize(
-    "change",
+    ("named", "change"),
     [
-        ["DROP TRIGGER reject_cancelled"],
-        ["DROP TABLE cancellations"],
-        ["DROP TABLE bookings"],
+        ("trigger reject_cancelled", ["DROP TRIGGER reject_cancelled"]),
+        ("table cancellations", ["DROP TABLE cancellations"]),
+        ("bookings", ["DROP TABLE bookings"]),
         # As a tool does that changes a column.
-        [
-            f"CREATE TABLE rebuilt ({', '.join(COLUMNS)})",
-            "INSERT INTO rebuilt SELECT * FROM bookings",
-            "DROP TABLE bookings",
-            "ALTER TABLE rebuilt RENAME TO bookings",
-        ],
+        (
+            "table bookings",
+            [
+                f"CREATE TABLE rebuilt ({', '.join(COLUMNS)})",
+                "INSERT INTO rebuilt SELECT * FROM bookings",
+                "DROP TABLE bookings",
+                "ALTER TABLE rebuilt RENAME TO bookings",
+            ],
+        ),
     ],
     ids=["no trigger", "no cancellations", "no bookings", "no UNIQUE"],
 )
-def test_ready_is_503_while_rule_is_missing(server: Server, change: list[str]) -> None:
+def test_ready_is_503_while_rule_is_missing(server: Server, named: str, change: list[str]) -> None:
     server.execute(*change)
+    server.log.write_text("")
     for _ in range(2):
         assert_problem(server.call("GET", "/ready"), 503, "database-unavailable")
     assert server.call("GET", "/live").status == 200
+    assert server.log.read_text().count(named) >= 2
     server.execute("DROP TABLE IF EXISTS bookings", *schema_statements())
     ready = server.call("GET", "/ready")
     assert (ready.status, ready.json) == (200, {"status": "ready"})

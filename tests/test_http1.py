@@ -51,6 +51,12 @@ def test_allow_header_lists_methods_of_path(
     assert_serves(shared_server, before)
 
 
+def test_options_of_asterisk_lists_methods_of_all_paths(shared_server: Server) -> None:
+    (response,) = responses(shared_server.raw(get(CLOSE, line=b"OPTIONS * HTTP/1.1")))
+    assert (response.status, response.body) == (204, b"")
+    assert response.headers["Allow"] == "DELETE, GET, HEAD, OPTIONS, POST"
+
+
 @pytest.mark.parametrize(
     "target", [b"/bookings", b"/bookings/1", b"/nowhere", b"/bookings?a=1", b"*", b"x"]
 )
