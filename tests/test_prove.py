@@ -134,8 +134,8 @@ def test_prove_catches_broken_program(
     [
         (
             "schema.sql",
-            "WHERE idempotency_key = NEW.idempotency_key OR id = NEW.id)",
-            "WHERE id = NEW.id)",
+            "idempotency_key = NEW.idempotency_key",
+            "'' = NEW.idempotency_key",
             {CANCELLATION},
         ),
         ("schema.sql", "PRIMARY KEY AUTOINCREMENT\n", "PRIMARY KEY\n", {CANCELLATION}),
