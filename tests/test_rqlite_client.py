@@ -229,6 +229,27 @@ def test_outcome_is_not_guessed_if_all_responses_are_lost(
 
 
 @pytest.mark.on_rqlite
+def test_booking_made_during_cancellation_is_cancelled(
+    server: ClusterServer, rqlite_node: Node, tmp_path: Path
+) -> None:
+    """It is made after the statements that move it, and before the look-up."""
+    last = server.book(*BOOKING).json["id"]
+    made: list[int] = []
+
+    def book_after_statements(request: str) -> bool:
+        if "INSERT INTO cancellations" in request and not made:
+            made.append(server.book("acme", "2026-01-02T10:00:00Z", "k2").json["id"])
+        return False
+
+    with linked_server(tmp_path, rqlite_node, book_after_statements) as (linked, _):
+        response = linked.call("DELETE", f"/bookings/{last + 1}", X_Tenant_ID="acme")
+    assert made == [last + 1]
+    assert response.status == 204, response.body
+    assert rqlite_node.query("SELECT id FROM cancellations") == [(last + 1,)]
+    assert server.rows() == [BOOKING]
+
+
+@pytest.mark.on_rqlite
 def test_values_travel_as_one_json_parameter(
     server: ClusterServer, rqlite_node: Node, tmp_path: Path
 ) -> None:

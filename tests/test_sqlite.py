@@ -20,6 +20,7 @@ from bookings.stores import connections, creation, sql, sqlite
 from bookings.stores.model import PageQuery
 from tests.helpers.openapi import assert_documented
 from tests.helpers.servers import SOON, Response, Server, assert_problem, at_once
+from tests.helpers.storage import BOOKING, INSERT
 from tests.helpers.tools import SCHEMA, posix_only
 
 # --- A database that cannot be used
@@ -158,6 +159,26 @@ def test_unexpected_error_is_500_and_is_logged(server: Server) -> None:
     server.execute("DROP TRIGGER closed")
     assert server.book("acme", "2026-01-02T10:00:00Z", "k2").status == 201
     assert len(server.rows()) == 2
+
+
+def test_booking_made_right_after_cancellation_is_not_found(tmp_path: Path) -> None:
+    """The look-up must not see it: a booking that was not moved would be an error."""
+    path = str(tmp_path / "bookings.db")
+    creation.create_database(path)
+    with contextlib.ExitStack() as stack:
+        store = stack.enter_context(contextlib.closing(sqlite.SQLiteStore(path)))
+        client = sqlite3.connect(path, isolation_level=None)
+        stack.enter_context(contextlib.closing(client))
+        execute = stack.enter_context(store.writing())
+
+        def execute_and_book(statement: str, values: sql.Values) -> sqlite3.Cursor:
+            cursor = execute(statement, values)
+            if statement == "COMMIT":
+                client.execute(INSERT, BOOKING)
+            return cursor
+
+        assert not sqlite.cancel_or_explain(execute_and_book, "acme", 1)
+        assert client.execute("SELECT id, tenant_id FROM bookings").fetchall() == [(1, "acme")]
 
 
 # --- The cost of a page

@@ -71,15 +71,20 @@ class RqliteStore:
         # rqlite cannot roll back because a DELETE had no effect. If a trigger ignores it, copying
         # the row once more violates the primary key, which rolls back everything.
         statements = [sql.INSERT_CANCELLATION, sql.DELETE_BOOKING, sql.INSERT_CANCELLATION]
-        try:
-            moved, *_ = self._client.execute([(each, values) for each in statements], deadline)
-            # rqlite leaves rows_affected out if it is 0.
-            if moved.get("rows_affected") == 1:
-                return True
-        except Rejected as error:
-            if not str(error).startswith(sql.CANCELLATION_EXISTS):
-                raise
-        return model.explain_no_cancellation(self._find(booking_id, tenant_id, deadline))
+        # A booking that is made between the statements and the look-up is moved the second time.
+        for _ in range(2):
+            try:
+                results = self._client.execute([(each, values) for each in statements], deadline)
+                # rqlite leaves rows_affected out if it is 0.
+                if results[0].get("rows_affected") == 1:
+                    return True
+            except Rejected as error:
+                if not str(error).startswith(sql.CANCELLATION_EXISTS):
+                    raise
+            found = self._find(booking_id, tenant_id, deadline)
+            if not isinstance(found, Booking):
+                break
+        return model.explain_no_cancellation(found)
 
     def list_bookings(self, query: model.PageQuery) -> model.Page:
         deadline = rqlite_client.call_deadline()

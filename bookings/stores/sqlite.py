@@ -312,7 +312,7 @@ def cancel_or_explain(execute: Execute, tenant_id: str, booking_id: int) -> bool
         moved = 0
     if moved and execute(sql.DELETE_BOOKING, values).rowcount != 1:
         raise RuntimeError("the DELETE had no effect; does a trigger ignore it?")
+    # In the same transaction, because the booking may be made right after it.
+    found = None if moved else sql.as_found(execute(sql.FIND_BY_ID, values).fetchone())
     execute("COMMIT", {})
-    if moved:
-        return True
-    return model.explain_no_cancellation(sql.as_found(execute(sql.FIND_BY_ID, values).fetchone()))
+    return bool(moved) or model.explain_no_cancellation(found)
