@@ -14,7 +14,7 @@ import random
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from graphlib import CycleError, TopologicalSorter
 from typing import Any, NamedTuple, Union
@@ -35,6 +35,23 @@ class List(NamedTuple):
     tenant: str
 
 
+class Get(NamedTuple):
+    """A GET of one booking."""
+
+    tenant: str
+    id: int
+
+
+class Cancel(NamedTuple):
+    """A DELETE of a booking."""
+
+    tenant: str
+    id: int
+
+
+Request = Union[Book, List, Get, Cancel]
+
+
 class Call(NamedTuple):
     """One request to the server on `port`, and its response. All times are of one monotonic clock.
 
@@ -44,19 +61,19 @@ class Call(NamedTuple):
     client: int
     began: float
     ended: float
-    request: Book | List
+    request: Request
     status: int | None
     body: bytes
     port: int = 0
 
     def __str__(self) -> str:
-        request = " ".join((type(self.request).__name__, *self.request))
+        request = " ".join((type(self.request).__name__, *map(str, self.request)))
         times = f"{self.began:.6f} to {self.ended:.6f}"
         return f"[{request}: {self.status} to client {self.client}, {times}]"
 
     @property
     def is_uncertain(self) -> bool:
-        """Whether the server may have created the booking, then or later, without saying so."""
+        """Whether the server may have done what was requested, then or later, without saying so."""
         if self.status == 503:
             return b"/database-busy" not in self.body
         return self.status in (None, 500)
@@ -83,83 +100,156 @@ class Booking(NamedTuple):
         return Book(*self.slot, self.idempotency_key)
 
 
+class End(NamedTuple):
+    """The cancellation of a booking."""
+
+    booking: Booking
+
+    def __str__(self) -> str:
+        return f"the cancellation of {self.booking}"
+
+
 # --- The checker
 
-# Bookings are only created, never changed or deleted. So each response boils down to facts of the
-# form "this booking existed" or "this booking did not exist yet", true at some moment between
-# request and response. A history is linearizable if every booking has one moment of creation that
-# satisfies all facts.
+# A booking is created once, and cancelled at most once. So each response boils down to facts of
+# the form "this happened before that", where this and that are a creation, a cancellation or the
+# moment, between request and response, at which the call saw the bookings. A history is
+# linearizable if every creation and cancellation has one moment that satisfies all facts.
+#
+# A response may leave a choice. A slot that is missing in a list had not been booked yet, or its
+# last booking had been cancelled and the next one was not there yet. A 409 leaves open which of
+# the slot's bookings was in the way. One alternative of each choice must agree with all facts.
 
 # The responses of the contract, and the bookings in each: one, several or none.
 _BOOKINGS_IN: dict[tuple[type, int | None], Callable[[Any], list[Booking]]] = {
-    **dict.fromkeys([(Book, 201), (Book, 200)], lambda document: [Booking(**document)]),
-    (List, 200): lambda document: [Booking(**each) for each in document],
-    **dict.fromkeys([(Book, each) for each in (409, 422, 500, 503, 507)], lambda document: []),
-    **dict.fromkeys([(List, status) for status in (500, 503)], lambda document: []),
+    **dict.fromkeys([(Book, 201), (Book, 200), (Get, 200)], lambda shown: [Booking(**shown)]),
+    (List, 200): lambda shown: [Booking(**each) for each in shown],
+    **dict.fromkeys([(Book, each) for each in (409, 410, 422, 500, 503, 507)], lambda shown: []),
+    **dict.fromkeys([(List, status) for status in (500, 503)], lambda shown: []),
+    **dict.fromkeys([(Get, status) for status in (404, 410, 500, 503)], lambda shown: []),
+    **dict.fromkeys([(Cancel, status) for status in (204, 404, 500, 503, 507)], lambda shown: []),
 }
 
-# The creation of a booking, or a call. Each happened at one moment.
-_Event = Union[Booking, Call]
+# The creation of a booking, its cancellation, or a call. Each happened at one moment.
+_Event = Union[Booking, End, Call]
 # Pairs of events; the first happened before the second.
 _Facts = list[tuple[_Event, _Event]]
+# Alternatives. The facts of at least one of them are true.
+_Choice = list[_Facts]
+# The earliest and the latest moment of each event.
+_Spans = dict[_Event, tuple[float, float]]
 
 
 def violations(
-    history: Iterable[Call], rows: Iterable[Sequence[Any]], resent: bool = False
+    history: Iterable[Call],
+    rows: Iterable[Sequence[Any]],
+    cancelled: Iterable[Sequence[Any]] = (),
+    resent: bool = False,
 ) -> list[str]:
     """Return a line for each violation of the contract; none for a linearizable history.
 
-    `rows` are the five columns of each booking at the end, in any order. The table was empty at the
-    start. With `resent`, the server repeats an INSERT by itself when its database does not respond,
-    as on a cluster. The request that created the booking may then get 200, and none get 201.
+    `rows` and `cancelled` are the five columns of each booking at the end, and of each cancelled
+    one, in any order. Both tables were empty at the start. With `resent`, the server repeats an
+    INSERT by itself when its database does not respond, as on a cluster. The request that created
+    the booking may then get 200, or 410 if it was cancelled in between, and none get 201.
     """
     found: list[str] = []
     answered: list[tuple[Call, list[Booking]]] = []
-    sent: dict[Book, list[Call]] = defaultdict(list)
+    # The type is part of the key, because a Get equals a Cancel with the same fields.
+    sent: dict[tuple[type, Request], list[Call]] = defaultdict(list)
     for call in history:
-        if isinstance(call.request, Book):
-            sent[call.request].append(call)
+        sent[type(call.request), call.request].append(call)
         if call.status is not None:
             try:
                 bookings_in = _BOOKINGS_IN[type(call.request), call.status]
-                answered.append((call, bookings_in(json.loads(call.body))))
+                shown_in = None if call.status == 204 else json.loads(call.body)
+                answered.append((call, bookings_in(shown_in)))
             except (KeyError, TypeError, ValueError):
                 found.append(f"{call} is not a specified response: {call.body!r}")
     stored = {Booking(*row) for row in rows}
-    # Each booking and its first source. If two bookings claim a slot, the stored one counts.
-    shown: dict[Booking, object] = dict.fromkeys(stored, "the database")
+    ends = {booking: End(booking) for booking in (Booking(*row) for row in cancelled)}
+    found += [f"{booking} is in both tables" for booking in ends if booking in stored]
+    # Each booking and its first source.
+    shown: dict[Booking, object] = dict.fromkeys([*stored, *ends], "the database")
     for call, bookings in answered:
         for booking in bookings:
             shown.setdefault(booking, call)
-    by_slot: dict[tuple[str, str], Booking] = {}
-    by_key: dict[str, Booking] = {}
-    by_id: dict[int, Booking] = {}
-    for booking, source in shown.items():
+    state = _State({}, {}, {}, ends)
+    facts: _Facts = [*ends.items()]
+    # In the order of their creation. Of two with the same id, the stored one counts.
+    for booking in sorted(shown, key=lambda each: (each.id, each not in stored)):
+        in_slot = state.by_slot.setdefault(booking.slot, [])
+        # Without an End, the previous booking of the slot is still there.
+        previous = in_slot[-1] if in_slot and in_slot[-1] not in ends else booking
         firsts = (
-            by_slot.setdefault(booking.slot, booking),
-            by_key.setdefault(booking.idempotency_key, booking),
-            by_id.setdefault(booking.id, booking),
+            previous,
+            state.by_key.setdefault(booking.idempotency_key, booking),
+            state.by_id.setdefault(booking.id, booking),
         )
         for other in {*firsts} - {booking}:
-            both = f"{other} in {shown[other]}, {booking} in {source}"
+            both = f"{other} in {shown[other]}, {booking} in {shown[booking]}"
             found.append(f"two bookings for one slot, key or id: {both}")
-    for booking in by_slot.values():
-        if booking not in stored:
+        if in_slot and in_slot[-1] in ends:
+            facts.append((ends[in_slot[-1]], booking))
+        if previous is booking:
+            in_slot.append(booking)
+    # An id is higher than all before it.
+    facts += _pairs(sorted(state.by_id.values()))
+    for booking in [each for in_slot in state.by_slot.values() for each in in_slot]:
+        if booking not in stored and booking not in ends:
             found.append(f"{booking}, shown by {shown[booking]}, is not in the database")
-    created = {
-        booking: _creation_span(booking, sent[booking.request], resent, found) for booking in shown
+    spans: _Spans = {
+        booking: _creation_span(booking, sent[Book, booking.request], resent, found)
+        for booking in shown
     }
-    facts: _Facts = []
+    for booking, end in ends.items():
+        spans[end] = _cancellation_span(
+            end, sent[Cancel, Cancel(booking.tenant_id, booking.id)], found
+        )
+    choices: list[_Choice] = []
     first_response: dict[Booking, Call] = {}
     for call, bookings in answered:
-        if isinstance(call.request, List):
-            facts += _facts_of_list(call, bookings, by_slot, found)
-        else:
-            facts += _facts_of_book(call, call.request, bookings, by_slot, by_key, found)
-            first = first_response.setdefault(bookings[0], call) if bookings else call
+        spans[call] = call.began, call.ended
+        facts_of = _FACTS_OF[type(call.request)]
+        for alternatives in facts_of(call, call.request, bookings, state, found):
+            if len(alternatives) == 1:
+                facts += alternatives[0]
+            else:
+                choices.append(alternatives)
+        if bookings and not isinstance(call.request, List):
+            first = first_response.setdefault(bookings[0], call)
             if first.body != call.body:
                 found.append(f"{call} is not byte for byte the response of {first}")
-    return found + _order_violations(facts, created)
+    return found + _order_violations(facts, choices, spans)
+
+
+class _State(NamedTuple):
+    """The bookings that responses and rows show, and how each cancelled one ended."""
+
+    by_slot: dict[tuple[str, str], list[Booking]]  # In the order of their creation.
+    by_key: dict[str, Booking]
+    by_id: dict[int, Booking]
+    ends: dict[Booking, End]
+
+    def present(self, booking: Booking, call: Call) -> _Facts:
+        """Return the facts which say that the call met this booking."""
+        return [(booking, call), *([(call, self.ends[booking])] if booking in self.ends else [])]
+
+    def absent(self, in_slot: Sequence[Booking], call: Call) -> _Choice:
+        """Return the alternatives for a call that met none of a slot's bookings."""
+        gaps: list[tuple[Booking | None, Booking | None]] = [*_pairs([None, *in_slot, None])]
+        return [
+            [
+                *([(self.ends[last], call)] if last else []),
+                *([(call, following)] if following else []),
+            ]
+            for last, following in gaps
+            if not last or last in self.ends
+        ]
+
+
+def _pairs(values: Sequence[Any]) -> Iterable[tuple[Any, Any]]:
+    return zip(values, values[1:])
 
 
 def _creation_span(
@@ -171,7 +261,9 @@ def _creation_span(
     is one of the facts and limits the span later.
     """
     created = [call for call in sent if call.status == 201]
-    began = [call.began for call in sent if call.is_uncertain or (resent and call.status == 200)]
+    began = [
+        call.began for call in sent if call.is_uncertain or (resent and call.status in (200, 410))
+    ]
     if not sent:
         found.append(f"{booking} was never requested")
     elif not created and not began:
@@ -183,73 +275,158 @@ def _creation_span(
     return min(began, default=-math.inf), math.inf
 
 
+def _cancellation_span(end: End, sent: Sequence[Call], found: list[str]) -> tuple[float, float]:
+    """Return the earliest and the latest moment at which the booking can have been cancelled.
+
+    That is any time after the first call that may have done it began. Each 204 is one of the facts
+    and limits the span later.
+    """
+    began = [call.began for call in sent if call.is_uncertain or call.status == 204]
+    if not began:
+        found.append(f"{end} was not requested, or its requests got responses, none with 204")
+    return min(began, default=-math.inf), math.inf
+
+
 def _facts_of_book(
-    call: Call,
-    request: Book,
-    bookings: Sequence[Booking],
-    by_slot: dict[tuple[str, str], Booking],
-    by_key: dict[str, Booking],
-    found: list[str],
-) -> _Facts:
-    holder = by_slot.get((request.tenant, request.start))
-    key_user = by_key.get(request.key)
+    call: Call, request: Book, bookings: Sequence[Booking], state: _State, found: list[str]
+) -> Iterator[_Choice]:
+    key_user = state.by_key.get(request.key)
+    is_own = key_user is not None and key_user.request == request
     if bookings:
         if bookings[0].request != request:
             found.append(f"{call} shows another booking: {bookings[0]}")
         # The call with 201 is the creation itself, see _creation_span.
-        elif call.status == 200 and holder:
-            return [(holder, call)]
+        elif call.status == 200:
+            yield [state.present(bookings[0], call)]
     elif call.status == 409:
-        if not holder:
+        in_slot = state.by_slot.get((request.tenant, request.start), [])
+        others = [booking for booking in in_slot if booking.request != request]
+        if not in_slot:
             found.append(f"{call} was rejected for a slot that is free")
-        elif holder.request == request:
-            found.append(f"{call} was rejected because of its own booking: {holder}")
+        elif not others:
+            found.append(f"{call} was rejected because of its own booking: {in_slot[0]}")
         else:
-            # A used key takes precedence: with it, the response would have been 422.
-            return [(holder, call), *([(call, key_user)] if key_user else [])]
+            yield [state.present(booking, call) for booking in others]
+            # A used key takes precedence: with it, the response would have been 200, 410 or 422.
+            if key_user:
+                yield [[(call, key_user)]]
+    elif call.status == 410:
+        if not key_user or not is_own or key_user not in state.ends:
+            found.append(f"{call} was rejected for a booking that was not cancelled")
+        else:
+            yield [[(state.ends[key_user], call)]]
     elif call.status == 422:
-        if not key_user or key_user.request == request:
+        if not key_user or is_own:
             found.append(f"{call} was rejected for a key that has no other use")
         else:
-            return [(key_user, call)]
-    return []
+            yield [[(key_user, call)]]
 
 
 def _facts_of_list(
-    call: Call,
-    bookings: Sequence[Booking],
-    by_slot: dict[tuple[str, str], Booking],
-    found: list[str],
-) -> _Facts:
+    call: Call, request: List, bookings: Sequence[Booking], state: _State, found: list[str]
+) -> Iterator[_Choice]:
     if call.status != 200:
-        return []
+        return
     starts = [booking.start_time_utc for booking in bookings]
     if starts != sorted(set(starts)):
         found.append(f"{call} is not in order: {starts}")
     for booking in bookings:
-        if booking.tenant_id != call.request.tenant:
+        if booking.tenant_id != request.tenant:
             found.append(f"{call} shows another tenant's booking: {booking}")
+        yield [state.present(booking, call)]
     listed = {booking.slot for booking in bookings}
-    return [
-        (booking, call) if slot in listed else (call, booking)
-        for slot, booking in by_slot.items()
-        if slot[0] == call.request.tenant
-    ]
+    for slot, in_slot in state.by_slot.items():
+        if slot[0] == request.tenant and slot not in listed:
+            yield state.absent(in_slot, call)
 
 
-def _order_violations(facts: _Facts, created: dict[Booking, tuple[float, float]]) -> list[str]:
-    """Find cycles, and events that ended before an event that precedes them could begin."""
-    before: dict[_Event, list[_Event]] = {booking: [] for booking in created}
+def _facts_of_one(
+    call: Call, request: Get | Cancel, bookings: Sequence[Booking], state: _State, found: list[str]
+) -> Iterator[_Choice]:
+    wanted = state.by_id.get(request.id)
+    if wanted and wanted.tenant_id != request.tenant:
+        wanted = None
+    if bookings:
+        if bookings[0] != wanted:
+            found.append(f"{call} shows another booking: {bookings[0]}")
+        else:
+            yield [state.present(wanted, call)]
+    elif call.status == 404 and wanted:
+        yield [[(call, wanted)]]
+    elif call.status in (204, 410):
+        if wanted not in state.ends:
+            found.append(f"{call} names a booking that was not cancelled: {wanted}")
+        else:
+            # The first 204 is the cancellation itself, and the others follow it.
+            yield [[(state.ends[wanted], call)]]
+
+
+_FACTS_OF: dict[type, Callable[..., Iterator[_Choice]]] = {
+    Book: _facts_of_book,
+    List: _facts_of_list,
+    Get: _facts_of_one,
+    Cancel: _facts_of_one,
+}
+
+
+def _order_violations(facts: _Facts, choices: list[_Choice], spans: _Spans) -> list[str]:
+    """Return why no moments within the spans satisfy the facts and one alternative per choice."""
+    undecided = choices
+    while True:
+        # A fact that the spans imply cannot be part of a contradiction.
+        facts = [(one, two) for one, two in facts if spans[one][1] >= spans[two][0]]
+        found, spans = _narrow(facts, spans)
+        if found:
+            return found
+        choices, undecided = undecided, []
+        known = len(facts)
+        for choice in choices:
+            possible = [
+                alternative
+                for alternative in choice
+                if all(spans[one][0] <= spans[two][1] for one, two in alternative)
+            ]
+            if not possible:
+                return [f"no moment fits: {' or '.join(map(_words_of, choice))}"]
+            if len(possible) == 1:
+                facts += possible[0]
+            elif not any(
+                all(spans[one][1] < spans[two][0] for one, two in alternative)
+                for alternative in possible
+            ):
+                undecided.append(possible)
+        if len(facts) == known:
+            break
+    for part, (first, *others) in _independent_parts(facts, undecided):
+        # The moments of a part do not depend on the other parts.
+        failures = []
+        for alternative in first:
+            failure = _order_violations([*part, *alternative], others, spans)
+            if not failure:
+                break
+            failures += failure
+        else:
+            return [f"no choice works: {' or '.join(failures)}"]
+    return []
+
+
+def _narrow(facts: _Facts, spans: _Spans) -> tuple[list[str], _Spans]:
+    """Find cycles, and events that ended before an event that precedes them could begin.
+
+    If there are none, return what the facts leave of the spans.
+    """
+    before: dict[_Event, list[_Event]] = defaultdict(list)
     for first, second in facts:
-        before.setdefault(second, []).append(first)
+        before[second].append(first)
     try:
         order = list(TopologicalSorter(before).static_order())
     except CycleError as error:
-        return [f"contradictory facts, in a circle: {_chain(error.args[1])}"]
+        circle = error.args[1]
+        return [f"contradictory facts, in a circle: {_words_of([*_pairs(circle)])}"], spans
     found = []
     earliest: dict[_Event, tuple[float, list[_Event]]] = {}
     for event in order:
-        began, ended = (event.began, event.ended) if isinstance(event, Call) else created[event]
+        began, ended = spans[event]
         # The earliest moment, and the chain of preceding events that determines it.
         moment, chain = max(
             (earliest[first] for first in before.get(event, ())),
@@ -258,16 +435,49 @@ def _order_violations(facts: _Facts, created: dict[Booking, tuple[float, float]]
         )
         moment, chain = (moment, [*chain, event]) if moment > began else (began, [event])
         if moment > ended:
-            found.append(f"out of order, by {moment - ended:.6f} s: {_chain(chain)}")
+            late = _words_of([*_pairs(chain)])
+            found.append(f"out of order, by {moment - ended:.6f} s: {late}")
             moment, chain = ended, [event]
         earliest[event] = moment, chain
-    return found
+    narrowed = {**spans, **{event: (earliest[event][0], spans[event][1]) for event in order}}
+    for event in reversed(order):
+        for first in before.get(event, ()):
+            began, ended = narrowed[first]
+            narrowed[first] = began, min(ended, narrowed[event][1])
+    return found, narrowed
 
 
-def _chain(events: Sequence[_Event]) -> str:
+def _independent_parts(
+    facts: _Facts, choices: Sequence[_Choice]
+) -> Iterable[tuple[_Facts, list[_Choice]]]:
+    """Group the choices that share events, also through facts, and yield them with these facts."""
+    leaders: dict[_Event, _Event] = {}
+
+    def leader(event: _Event) -> _Event:
+        while leaders.setdefault(event, event) is not event:
+            event = leaders[event]
+        return event
+
+    for joined in [*([fact] for fact in facts), *(sum(choice, []) for choice in choices)]:
+        first = leader(joined[0][0])
+        for event in {event for fact in joined for event in fact}:
+            leaders[leader(event)] = first
+    parts: dict[_Event, tuple[_Facts, list[_Choice]]] = defaultdict(lambda: ([], []))
+    for fact in facts:
+        parts[leader(fact[0])][0].append(fact)
+    for choice in choices:
+        parts[leader(choice[0][0][0])][1].append(choice)
+    return [part for part in parts.values() if part[1]]
+
+
+def _words_of(facts: _Facts) -> str:
     return "; ".join(
-        f"{second} has {first}" if isinstance(first, Booking) else f"{first} does not have {second}"
-        for first, second in zip(events, events[1:])
+        f"{second} has {first}"
+        if isinstance(first, Booking) and isinstance(second, Call)
+        else f"{first} does not have {second}"
+        if isinstance(first, Call) and isinstance(second, Booking)
+        else f"{first} precedes {second}"
+        for first, second in facts
     )
 
 
