@@ -26,17 +26,22 @@ import pytest
 
 from bookings.stores import find_database
 from tests.helpers.clusters import ClusterServer, Node, cluster, free_ports, rqlited
-from tests.helpers.histories import Book, Call, List, run_client, send, violations
+from tests.helpers.histories import Book, Call, List, Request, run_client, send, violations
 from tests.helpers.readme import CLUSTER_STEPS, normalized
 from tests.helpers.servers import SOON, assert_problem, at_once, copy_project, until
+from tests.helpers.values import COLUMNS
 
 # Longest time from the election of a leader until each client has responses from each server.
 RESUME_SECONDS = 10.0
 CLIENTS = 8
-# Statuses that are final for a request to book.
-DECIDED = (200, 201, 409, 422)
+# Statuses that are final for a request to book, and for other requests.
+DECIDED = (200, 201, 409, 410, 422)
+FINAL = (*DECIDED, 204, 404)
 # More than the tests have time for, but few enough that a list shows all bookings on one page.
 ROUNDS = 500
+
+TABLES = ("bookings", "cancellations")
+ROWS = [f"SELECT {', '.join(COLUMNS)} FROM {table} ORDER BY id" for table in TABLES]
 
 requires_sigstop = pytest.mark.skipif(
     not hasattr(signal, "SIGSTOP"), reason="suspends processes with SIGSTOP"
@@ -116,13 +121,14 @@ def documented_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ses
 
 
 class Load:
-    """Clients that book and list through both servers by turns until closed.
+    """Clients that book, cancel and read through both servers by turns until closed.
 
-    The table is emptied first.
+    The tables are emptied first.
     """
 
     def __init__(self, trio: Trio) -> None:
-        assert trio.nodes[0].execute("DELETE FROM bookings") == ""
+        for table in TABLES:
+            assert trio.nodes[0].execute(f"DELETE FROM {table}") == ""
         self.history: list[Call] = []
         # One party: clients do not wait for each other, so each always has a request in flight.
         self._gate = threading.Barrier(1)
@@ -143,7 +149,7 @@ class Load:
             with contextlib.suppress(threading.BrokenBarrierError):
                 client.result()
 
-    def send_once(self, client: int, request: Book | List) -> int | None:
+    def send_once(self, client: int, request: Request) -> int | None:
         """Send a request as an additional client, to the server that its number selects."""
         connection = http.client.HTTPConnection("127.0.0.1", self._ports[client % 2], timeout=SOON)
         with contextlib.closing(connection):
@@ -165,7 +171,7 @@ def is_allowed(call: Call) -> bool:
     """Return whether the response is final or database-unavailable, or the client hung up."""
     if call.status == 503:
         return bool(json.loads(call.body)["type"] == "/problems/database-unavailable")
-    return call.status in DECIDED or (call.status is None and not call.body)
+    return call.status in FINAL or (call.status is None and not call.body)
 
 
 def common_leader(nodes: list[Node]) -> Node | None:
@@ -183,12 +189,11 @@ def roles(trio: Trio) -> tuple[Node, list[Node]]:
 
 def assert_sound(trio: Trio, load: Load) -> None:
     """Assert a linearizable history, allowed responses alone, and the same rows on every node."""
-    statement = "SELECT * FROM bookings ORDER BY id"
-    rows = trio.nodes[0].query(statement)
+    rows, cancelled = tables = [trio.nodes[0].query(statement) for statement in ROWS]
     assert [call for call in load.history if not is_allowed(call)] == []
-    assert violations(load.history, rows, resent=True) == []
-    assert len(rows) >= CLIENTS / 2
-    until(lambda: all(node.query(statement, "none") == rows for node in trio.nodes))
+    assert violations(load.history, rows, cancelled, resent=True) == []
+    assert len(rows) >= CLIENTS / 2 and len(cancelled) >= CLIENTS / 2
+    until(lambda: all([node.query(each, "none") for each in ROWS] == tables for node in trio.nodes))
     for server in trio.servers:
         assert "Traceback" not in server.log.read_text()
 
@@ -232,7 +237,7 @@ def test_server_given_only_a_follower_finds_the_leader(trio: Trio, tmp_path: Pat
 def test_cluster_without_majority_responds_503_until_it_returns(trio: Trio) -> None:
     _, followers = roles(trio)
     # Additional requests, since those of the load may have been sent before the nodes were killed.
-    late: list[Book | List] = [List("acme"), List("zoo")]
+    late: list[Request] = [List("acme"), List("zoo")]
     late += [Book("late", f"2026-01-01T00:00:0{n}Z", f"late/{n}") for n in range(6)]
     with contextlib.closing(Load(trio)) as load:
         until(lambda: load.decided_since(0))

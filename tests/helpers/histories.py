@@ -488,8 +488,12 @@ def _words_of(facts: _Facts) -> str:
 TENANTS = ("acme", "zoo")
 SLOTS = 2
 KEYS = 6
-CALLS = 3
-# Share of bookings whose client closes the connection before the response.
+CALLS = 4
+# Share of requests about a booking that the client has seen. The last ones of all clients are often
+# the same, so that a DELETE competes with others, with retries of the POST and with reads.
+ABOUT_SEEN = 0.45
+SEEN = 4
+# Share of writes whose client closes the connection before the response.
 HANG_UP = 0.1
 # Timeout for a final response, and for all clients to reach the next round.
 SECONDS = 20.0
@@ -502,7 +506,9 @@ def run_client(
 ) -> None:
     """Send CALLS requests per round, each to one server after another until it is decided."""
     chance = random.Random(number)
-    turn, won = number, None
+    turn = number
+    seen: list[Booking] = []
+    following: Request | None = None
     with contextlib.ExitStack() as stack:
         servers = [
             stack.enter_context(
@@ -513,11 +519,11 @@ def run_client(
         for this in range(rounds):
             gate.wait(SECONDS)
             for _ in range(CALLS):
-                # After a 201, check that the next server lists the booking.
-                request = List(won.tenant) if won else _choose(chance, this)
+                request = following or _choose(chance, this, seen)
                 deadline = time.monotonic() + SECONDS
                 while True:
-                    hang_up = isinstance(request, Book) and chance.random() < HANG_UP
+                    is_write = isinstance(request, (Book, Cancel))
+                    hang_up = is_write and chance.random() < HANG_UP
                     call = send(number, servers[turn % len(servers)], request, hang_up)
                     turn += 1
                     record(call)
@@ -525,14 +531,34 @@ def run_client(
                         break
                     assert time.monotonic() < deadline, f"{call}: undecided for {SECONDS} s"
                     time.sleep(chance.random() * PAUSE)
-                won = request if call.status == 201 else None
+                if call.status in (200, 201):
+                    shown = _BOOKINGS_IN[type(request), call.status](json.loads(call.body))
+                    seen = [*seen, *shown[-SLOTS:]][-SEEN:]
+                following = _check_of(chance, call, seen)
 
 
-def _choose(chance: random.Random, this: int) -> Book | List:
+def _check_of(chance: random.Random, call: Call, seen: Sequence[Booking]) -> Request | None:
+    """Return a request that shows whether the next server knows what this call did, if anything."""
+    tenant = call.request.tenant
+    if call.status == 201:
+        return List(tenant)
+    if call.status == 204:
+        cancelled = [each for each in seen if each.id == call.request.id]
+        return chance.choice((List(tenant), Get(*call.request), *(b.request for b in cancelled)))
+    return None
+
+
+def _choose(chance: random.Random, this: int, seen: Sequence[Booking]) -> Request:
     """Choose a request of this round or, sometimes, of an earlier one."""
     tenant = chance.choice(TENANTS)
     if chance.random() < 0.1:
         return List(tenant)
+    if seen and chance.random() < ABOUT_SEEN:
+        booking = chance.choice(seen)
+        # Some ids belong to the other tenant, and some are not given yet.
+        owner = chance.choice((*[booking.tenant_id] * 9, tenant))
+        one = owner, booking.id + chance.choice((*[0] * 9, 1))
+        return chance.choice((Cancel(*one), Cancel(*one), Get(*one), booking.request))
     then = chance.choice((this, this, this, this, chance.randrange(this + 1)))
     slot = SLOTS * then + chance.randrange(SLOTS)
     key = f"{chance.choice((then, then, then, this))}/{chance.randrange(KEYS)}"
@@ -540,11 +566,14 @@ def _choose(chance: random.Random, this: int) -> Book | List:
 
 
 def send(
-    number: int, server: http.client.HTTPConnection, request: Book | List, hang_up: bool = False
+    number: int, server: http.client.HTTPConnection, request: Request, hang_up: bool = False
 ) -> Call:
     """Send the request once and return the call. With `hang_up`, close before the response."""
-    method, target, body = "GET", f"/bookings?tenant_id={quote(request.tenant)}", None
-    if isinstance(request, Book):
+    one = f"/{request.id}" if isinstance(request, (Get, Cancel)) else ""
+    method, target, body = "GET", f"/bookings{one}?tenant_id={quote(request.tenant)}", None
+    if isinstance(request, Cancel):
+        method = "DELETE"
+    elif isinstance(request, Book):
         document = {"start_time_utc": request.start, "idempotency_key": request.key}
         method, target, body = (
             "POST",
