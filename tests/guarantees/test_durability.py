@@ -1,4 +1,4 @@
-"""A power cut or `kill -9` loses no booking that a response has acknowledged.
+"""A power cut or `kill -9` loses no booking and no cancellation that a response has acknowledged.
 
 The server syncs the WAL after the commit and before the response; strace shows the order. Each
 check of a trace is also run on a server without the sync, and must fail there.
@@ -16,6 +16,7 @@ import select
 import socket
 import sqlite3
 import threading
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +28,17 @@ from bookings.stores.model import NewBooking, Outcome
 from bookings.stores.shared import SharedState
 from bookings.stores.sqlite import SQLiteStore
 from tests.helpers.processes import serving
-from tests.helpers.servers import SOON, Server, assert_problem, at_once, until
+from tests.helpers.servers import SOON, Response, Server, assert_problem, at_once, until
 from tests.helpers.storage import CONTROLLED_SYNC
 from tests.helpers.traces import (
     Call,
+    cancel_request_id,
     replay_power_cuts,
     responses_in,
     stop_and_read_trace,
     traced_server,
 )
-from tests.helpers.values import MEMBERS, slot_at
+from tests.helpers.values import COLUMNS, MEMBERS, slot_at
 
 FIRST = ("acme", "2026-01-01T10:00:00Z", "k1")
 SECOND = ("acme", "2026-01-02T10:00:00Z", "k2")
@@ -58,6 +60,11 @@ def slot_on(day: int) -> str:
     return f"2026-01-{day:02}T10:00:00Z"
 
 
+def cancel(server: Server, tenant: str, number: int) -> Response:
+    name = cancel_request_id(number)
+    return server.call("DELETE", f"/bookings/{number}", X_Tenant_ID=tenant, X_Request_ID=name)
+
+
 def fields_of(booking: tuple[str, str, str]) -> dict[str, str]:
     return dict(zip(MEMBERS, booking))
 
@@ -68,19 +75,23 @@ def fields_of(booking: tuple[str, str, str]) -> dict[str, str]:
 def unsynced_responses(calls: list[Call]) -> list[str]:
     """Return the responses that were sent before the necessary sync of the WAL.
 
-    Requests that compete for one booking have ids with the same start, up to the dot.
+    Requests that compete for one booking, or cancel it, have ids with the same start, up to the
+    dot.
     """
     files = ("bookings.db", "bookings.db-wal")
     responses = list(responses_in(calls))
     committed: dict[str, int] = {}
     for sent, status, name, _ in responses:
-        if status == 201:
-            committed[name.partition(".")[0]] = max(
+        if status in (201, 204):
+            # Of several 204, only the first one has written.
+            group = name.partition(".")[0]
+            written = [
                 c.ended
                 for c in calls
                 if (c.thread, c.name, c.file) == (sent.thread, "pwrite64", files[1])
                 and c.ended < sent.began
-            )
+            ]
+            committed[group] = max(committed.get(group, -1), *written, -1)
     found = []
     for sent, status, name, _ in responses:
         own = [c for c in calls if c.thread == sent.thread and c.ended < sent.began]
@@ -100,29 +111,37 @@ def test_wal_is_synced_between_commit_and_response(tmp_path: Path, patch: str, s
     trace = "pwrite64,pread64,fdatasync,fsync,sendto"
     with traced_server(tmp_path, "--workers=2", patch=patch, trace=trace) as server:
 
-        def ask(number: int, day: int) -> int:
+        def ask(number: int, day: int) -> Response:
             # Two requests have the same key; the last one uses the first key for another slot.
             key, start = (f"{day}/0", 20 + day) if number == 8 else (f"{day}/{number // 2}", day)
             request_id = f"{day}.{number}"
-            return server.book("acme", slot_on(start), key, X_Request_ID=request_id).status
+            return server.book("acme", slot_on(start), key, X_Request_ID=request_id)
 
         seen: list[int] = []
         for day in range(1, 6):
             # One request first, so that its key exists when the last one reuses it.
-            seen.append(ask(0, day))
-            seen += at_once(8, lambda number, day=day: ask(number + 1, day))
+            first = ask(0, day)
+            seen.append(first.status)
+            seen += at_once(8, lambda number, day=day: ask(number + 1, day).status)
+            target = f"/bookings/{first.json['id']}?tenant_id=acme"
+            seen += at_once(
+                4,
+                lambda number, day=day, target=target: (
+                    server.call("DELETE", target, X_Request_ID=f"cancel-{day}.{number}").status
+                ),
+            )
         for day in range(6, 11):
-            seen += at_once(8, lambda number, day=day: ask(number, day))
+            seen += at_once(8, lambda number, day=day: ask(number, day).status)
         rows = server.rows()
         calls = stop_and_read_trace(server)
-    assert [seen.count(status) for status in (201, 200, 409, 422)] == [10, 10, 60, 5]
-    assert [row[1] for row in rows] == [slot_on(day) for day in range(1, 11)]
+    assert Counter(seen) == {201: 10, 200: 10, 409: 60, 422: 5, 204: 20}
+    assert [row[1] for row in rows] == [slot_on(day) for day in range(6, 11)]
     assert sorted(status for _, status, _, _ in responses_in(calls)) == sorted(seen)
     late = unsynced_responses(calls)
     if sound:
         assert late == []
     else:
-        assert {name[-3:] for name in late} == {"201", "200", "409", "422"}
+        assert {name[-3:] for name in late} == {"201", "200", "409", "422", "204"}
 
 
 # --- Power cut
@@ -131,7 +150,8 @@ def test_wal_is_synced_between_commit_and_response(tmp_path: Path, patch: str, s
 @pytest.mark.parametrize(
     ("patch", "sound"), [("", True), (NO_SYNC, False)], ids=["unchanged", "without sync"]
 )
-def test_power_cut_loses_no_acknowledged_booking(tmp_path: Path, patch: str, sound: bool) -> None:
+def test_power_cut_loses_nothing_acknowledged(tmp_path: Path, patch: str, sound: bool) -> None:
+    """Each booking is in one of the two tables, and a cancelled one stays cancelled."""
     threads, each = 8, 20
     trace = "pwrite64,fdatasync,fsync,ftruncate,unlink,sendto"
     patch = FREQUENT_CHECKPOINTS + patch
@@ -140,22 +160,31 @@ def test_power_cut_loses_no_acknowledged_booking(tmp_path: Path, patch: str, sou
         def load(number: int) -> list[int]:
             seen = []
             for day in range(1, each + 1):
-                # Every fifth booking is sent twice.
-                for _ in range(2 if day % 5 == 0 else 1):
-                    response = server.book(f"t{number}", slot_on(day), f"{number}/{day}")
-                    seen.append(response.status)
+                tenant, key = f"t{number}", f"{number}/{day}"
+                booked = server.book(tenant, slot_on(day), key)
+                seen.append(booked.status)
+                if day % 5 == 0:
+                    # A retry, the cancellation, and another booking of the slot.
+                    seen.append(server.book(tenant, slot_on(day), key).status)
+                    seen.append(cancel(server, tenant, booked.json["id"]).status)
+                    seen.append(server.book(tenant, slot_on(day), f"{key}/anew").status)
             return seen
 
         seen = [status for some in at_once(threads, load) for status in some]
-        assert (seen.count(201), seen.count(200)) == (threads * each, threads * each // 5)
+        extra = threads * each // 5
+        assert Counter(seen) == {201: threads * each + extra, 200: extra, 204: extra}
         assert len(server.rows()) == threads * each
         calls = stop_and_read_trace(server)
     folder = tmp_path / "image"
     folder.mkdir()
     cuts = replay_power_cuts(calls, folder)
-    assert cuts.acknowledged == threads * each
+    assert (cuts.acknowledged, cuts.cancelled) == (threads * each + extra, extra)
     assert cuts.checkpoints > 3
-    assert cuts.lossy == 0 if sound else cuts.lossy > cuts.acknowledged / 2
+    if sound:
+        assert (cuts.lossy, cuts.revived) == (0, 0)
+    else:
+        assert cuts.lossy > cuts.images / 2
+        assert cuts.revived > cuts.cancelled / 2
 
 
 # --- Order of events, from a replaced sync
@@ -265,34 +294,49 @@ def answers_ready(server: Server) -> bool:
 
 
 class RetryingClient:
-    """Books one slot after the other. A request without a response is sent to the next server."""
+    """Books one slot after the other, and cancels every third booking.
+
+    A request without a response is sent to the next server.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.acknowledged: dict[int, Any] = {}
-        self.replayed = 0
-        self._next = 0
+        self.cancelled: dict[int, Any] = {}
+        self.answered = 0
+        # The slot, and whether its booking is to be cancelled now.
+        self._next, self._cancel = 0, False
 
-    def ask(self, connection: http.client.HTTPConnection, number: int) -> None:
+    def ask(self, connection: http.client.HTTPConnection) -> None:
+        number = self._next
         body = fields_of((self.name, slot_at(60 * number), f"{self.name}/{number}"))
-        connection.request("POST", "/bookings", json.dumps(body), JSON)
+        if self._cancel:
+            target = f"/bookings/{self.acknowledged[number]['id']}?tenant_id={self.name}"
+            connection.request("DELETE", target)
+        else:
+            connection.request("POST", "/bookings", json.dumps(body), JSON)
         response = connection.getresponse()
-        booking = json.loads(response.read())
-        assert response.status in (200, 201), booking
-        assert {name: booking[name] for name in body} == body
-        assert self.acknowledged.setdefault(number, booking) == booking
-        self.replayed += response.status == 200
+        content = response.read()
+        if self._cancel:
+            assert response.status == 204, content
+            self.cancelled[number] = self.acknowledged.pop(number)
+        else:
+            assert response.status in (200, 201), content
+            self.acknowledged[number] = json.loads(content)
+            assert {name: self.acknowledged[number][name] for name in body} == body
+        self.answered += 1
+        self._cancel = number % 3 == 0 and not self._cancel
+        self._next += not self._cancel
 
     def work(self, port: int, stop: threading.Event) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=SOON)
         ended = contextlib.suppress(OSError, http.client.HTTPException)
         with contextlib.closing(connection), ended:
             while not stop.is_set():
-                self.ask(connection, self._next)
-                self._next += 1
+                self.ask(connection)
 
 
-def test_killed_server_loses_no_acknowledged_booking(tmp_path: Path) -> None:
+def test_killed_server_loses_nothing_acknowledged(tmp_path: Path) -> None:
     """The server and its workers are killed 20 times, at moments drawn with a fixed seed."""
     rounds, chance = 20, random.Random(9)
     clients = [RetryingClient(f"t{number}") for number in range(6)]
@@ -301,7 +345,7 @@ def test_killed_server_loses_no_acknowledged_booking(tmp_path: Path) -> None:
         with contextlib.closing(Server(tmp_path, "--workers=2")) as server:
             with contextlib.closing(sqlite3.connect(server.database)) as db:
                 assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-            stop, before = threading.Event(), sum(len(client.acknowledged) for client in clients)
+            stop, before = threading.Event(), sum(client.answered for client in clients)
             wanted = before + chance.randint(20, 120)
             moment = chance.random() * 0.02
 
@@ -316,7 +360,7 @@ def test_killed_server_loses_no_acknowledged_booking(tmp_path: Path) -> None:
                     if number < len(clients):
                         clients[number].work(server.port, stop)
                     else:
-                        until(lambda: sum(len(client.acknowledged) for client in clients) >= wanted)
+                        until(lambda: sum(client.answered for client in clients) >= wanted)
                         stop.wait(moment)
                         server.close()
                 except AssertionError as error:
@@ -327,21 +371,19 @@ def test_killed_server_loses_no_acknowledged_booking(tmp_path: Path) -> None:
 
             # The clients still work when the server is killed; only that ends them.
             assert at_once(len(clients) + 1, work) == [""] * (len(clients) + 1)
-        progress.append(sum(len(client.acknowledged) for client in clients) - before)
+        progress.append(sum(client.answered for client in clients) - before)
     assert min(progress) >= 20
     with contextlib.closing(Server(tmp_path, "--workers=2")) as server:
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=SOON)
         with contextlib.closing(connection):
             for client in clients:
-                client.ask(connection, client._next)
+                client.ask(connection)
         with contextlib.closing(sqlite3.connect(server.database)) as db:
             assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-            names = [column[1] for column in db.execute("PRAGMA table_info(bookings)")]
-            rows = [dict(zip(names, row)) for row in db.execute("SELECT * FROM bookings")]
-        acknowledged = {
-            booking["id"]: booking for client in clients for booking in client.acknowledged.values()
-        }
-        assert {row["id"]: row for row in rows} == acknowledged
-        assert len({(row["tenant_id"], row["start_time_utc"]) for row in rows}) == len(rows)
+            for table, name in (("bookings", "acknowledged"), ("cancellations", "cancelled")):
+                rows = db.execute(f"SELECT {', '.join(COLUMNS)} FROM {table}").fetchall()
+                bookings = [each for client in clients for each in getattr(client, name).values()]
+                assert len(bookings) > rounds
+                assert sorted(rows) == sorted(tuple(each.values()) for each in bookings)
         assert server.stop() == 0
         assert "Traceback" not in server.log.read_text()

@@ -111,13 +111,13 @@ def stop_and_read_trace(server: Server) -> list[Call]:
 
 
 def responses_in(calls: Iterable[Call]) -> Iterator[tuple[Call, int, str, Any]]:
-    """Yield (call, status, request id, body) of each response."""
+    """Yield (call, status, request id, body) of each response. The body of a 204 is None."""
     for call in calls:
         if call.name == "sendto" and call.data.startswith(b"HTTP/1.1 "):
             head, _, body = call.data.partition(b"\r\n\r\n")
             found = re.search(rb"X-Request-ID: (\S+)", head)
             assert found
-            yield call, int(head[9:12]), found[1].decode(), json.loads(body)
+            yield call, int(head[9:12]), found[1].decode(), json.loads(body or "null")
 
 
 class Disk:
@@ -163,39 +163,65 @@ class Disk:
 
 
 class PowerCuts(NamedTuple):
-    """The numbers of acknowledged bookings, of images, of images that lack one, of checkpoints."""
+    """Numbers of acknowledged bookings and cancellations, of images and of checkpoints."""
 
     acknowledged: int
+    cancelled: int
     images: int
+    # Images without an acknowledged booking, with a booking in both tables, or damaged ones.
     lossy: int
+    # Images without an acknowledged cancellation.
+    revived: int
     checkpoints: int
 
 
+def cancel_request_id(number: int) -> str:
+    """Return the X-Request-ID with which a traced client must cancel the booking with this id."""
+    return f"cancel.{number}"
+
+
 def replay_power_cuts(calls: list[Call], folder: Path) -> PowerCuts:
-    """Cut the power at each response, and compare each image with the acknowledged bookings."""
-    disk, chance, acknowledged = Disk(), random.Random(5), {}
-    images, lossy, checkpoints = 0, 0, 0
-    bookings = {call: body for call, status, _, body in responses_in(calls) if status in (200, 201)}
+    """Cut the power at each response, and compare each image with what was acknowledged."""
+    disk, chance = Disk(), random.Random(5)
+    acknowledged: dict[int, tuple[Any, ...]] = {}
+    cancelled: set[str] = set()
+    images, lossy, revived, checkpoints = 0, 0, 0, 0
+    done = {
+        call: (name, body)
+        for call, status, name, body in responses_in(calls)
+        if status in (200, 201, 204)
+    }
     # A response counts from its begin, a write from its end.
-    for call in sorted(calls, key=lambda call: call.began if call in bookings else call.ended):
-        if call not in bookings:
+    for call in sorted(calls, key=lambda call: call.began if call in done else call.ended):
+        if call not in done:
             disk.follow(call)
             checkpoints += call.name == "fdatasync" and call.file == FILES[0]
             continue
         if call.thread in disk.not_told:
             disk.not_told.remove(call.thread)
             continue
-        acknowledged[bookings[call]["id"]] = tuple(bookings[call].values())
+        name, body = done[call]
+        if body:
+            acknowledged[body["id"]] = tuple(body.values())
+        else:
+            cancelled.add(name)
         images += 1
         image = disk.cut_power(folder, chance, chance.choice((0.0, 0.0, 0.5, 0.9)))
         with contextlib.closing(sqlite3.connect(image)) as db:
             try:
                 rows = {row[0]: row for row in db.execute("SELECT * FROM bookings")}
+                ended = {row[0]: row[:5] for row in db.execute("SELECT * FROM cancellations")}
                 sound = db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
             except sqlite3.DatabaseError:
-                rows, sound = {}, False
-        lossy += not sound or any(rows.get(number) != row for number, row in acknowledged.items())
-    return PowerCuts(len(acknowledged), images, lossy, checkpoints)
+                rows, ended, sound = {}, {}, False
+        found = {**rows, **ended}
+        lossy += (
+            not sound
+            or len(found) < len(rows) + len(ended)
+            or any(found.get(number) != row for number, row in acknowledged.items())
+        )
+        revived += not cancelled <= {*map(cancel_request_id, ended)}
+    return PowerCuts(len(acknowledged), len(cancelled), images, lossy, revived, checkpoints)
 
 
 def _apply(image: bytearray, call: Call) -> None:
