@@ -25,10 +25,11 @@ DELETE_BOOKING = (
     "DELETE FROM bookings WHERE id = "
     "(SELECT id FROM cancellations WHERE id = :id AND tenant_id = :tenant_id)"
 )
-# A booking is in one of the two tables. One statement reads both of them at the same moment.
+# A booking is in one of the two tables. One statement reads both of them at the same moment. If a
+# SQL client brought an id or a key back, the first row counts: what was cancelled stays cancelled.
 _FIND = (
-    f"SELECT {_COLUMNS}, NULL FROM bookings WHERE {{0}} UNION ALL "
-    f"SELECT {_COLUMNS}, cancelled_at FROM cancellations WHERE {{0}}"
+    f"SELECT {_COLUMNS}, cancelled_at FROM cancellations WHERE {{0}} UNION ALL "
+    f"SELECT {_COLUMNS}, NULL FROM bookings WHERE {{0}}"
 )
 FIND_BY_KEY = _FIND.format("idempotency_key = :idempotency_key")
 FIND_BY_ID = _FIND.format("id = :id AND tenant_id = :tenant_id")
@@ -50,7 +51,7 @@ PAGE = f"""
 UNIQUE_VIOLATION = "UNIQUE constraint failed: bookings."
 # The same for a cancellation, and the message of the trigger in schema.sql.
 CANCELLATION_EXISTS = "UNIQUE constraint failed: cancellations."
-CANCELLED = "the booking with this idempotency key or id was cancelled"
+CANCELLED = "the booking with this idempotency key was cancelled"
 
 
 def read_page(fetch_row: Callable[[str, Values], Any], query: PageQuery) -> Page:
