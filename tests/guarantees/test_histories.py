@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from tests.helpers.histories import (
+    CALLS,
     Book,
     Call,
     Cancel,
@@ -160,8 +161,8 @@ def test_history_with_restarts_is_linearizable(
             run_in_threads, CLIENTS, [server.port], ROUNDS, history.append
         )
         for restart in range(1, restarts + 1):
-            # Of three responses per client and round, half come before the last restart.
-            enough = restart * ROUNDS * CLIENTS / 2
+            # Half of the responses come before the last restart.
+            enough = restart / restarts * CLIENTS * ROUNDS * CALLS / 2
             until(lambda enough=enough: sum(call.status is not None for call in history) > enough)
             assert not load.done()
             end(server)
