@@ -32,6 +32,9 @@ _RETRY_AFTER = "1"
 _JSON = ("Content-Type", "application/json")
 _PROBLEM_JSON = ("Content-Type", "application/problem+json")
 
+# The headers that announce a body.
+_FRAMING = frozenset(("content-length", "transfer-encoding"))
+
 # origin-form or absolute-form (RFC 9112, section 3.2). A server must accept the second for any
 # host.
 _TARGET = re.compile(
@@ -66,7 +69,7 @@ class Route(NamedTuple):
 
 def respond(request: Request, store: Store) -> Response:
     """Return the response to a request. Raise Problem if the request is rejected."""
-    if request.method == "POST" and "content-length" not in request.headers:
+    if request.method == "POST" and not _FRAMING.intersection(request.headers):
         raise Problem("length-required", "Send Content-Length, the number of bytes in the body.")
     if (request.method, request.target) == ("OPTIONS", "*"):
         return _options(request, [m for _, routes in _ROUTES for m in _methods(routes)])

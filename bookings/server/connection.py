@@ -160,9 +160,9 @@ class Connection:
         if host is not None and not self._shared.hosts.accepts(host):
             detail = "Send localhost or the server's address, or allow this name: --allowed-hosts."
             raise Problem("unknown-host", detail)
-        length = http1.body_length(headers)
+        length = http1.body_length(headers, version)
         awaits_continue = http1.expects_continue(headers) and version > (1, 0)
-        if awaits_continue and len(self._received) < length:
+        if awaits_continue and (length is None or len(self._received) < length):
             self._socket.sendall(http1.CONTINUE)
         body = self._read_body(length)
         request = api.Request(method, target, headers, body)
@@ -187,8 +187,16 @@ class Connection:
             searched = max(0, len(self._received) - 3)
             self._receive_or_reject(deadline, "head")
 
-    def _read_body(self, length: int) -> bytes:
+    def _read_body(self, length: int | None) -> bytes:
+        """Return the body. It is chunked if `length` is None."""
         deadline = time.monotonic() + BODY_SECONDS
+        if length is None:
+            chunked = http1.ChunkedBody()
+            while True:
+                self._received, has_ended = chunked.decode(self._received)
+                if has_ended:
+                    return bytes(chunked.content)
+                self._receive_or_reject(deadline, "body")
         while len(self._received) < length:
             self._receive_or_reject(deadline, "body")
         body, self._received = self._received[:length], self._received[length:]
