@@ -77,6 +77,13 @@ def booking_request(headers: Headers, query: Query, body: bytes) -> dict[str, st
             "Send the header Content-Type: application/json.",
             headers=[("Accept", "application/json")],
         )
+    codings = ",".join(headers.get("content-encoding", ())).lower().split(",")
+    if any(coding.strip(" \t") not in ("", "identity") for coding in codings):
+        raise Problem(
+            "content-encoding",
+            "Send the body uncompressed, without Content-Encoding.",
+            headers=[("Accept-Encoding", "identity")],
+        )
     try:
         members = strict_json.parse_object(body)
     except (TypeError, ValueError) as error:

@@ -108,6 +108,12 @@ PROBLEM_TYPES: Mapping[str, ProblemType] = {
         "without a preflight, which this service never grants. Send the header Content-Type: "
         "application/json.",
     ),
+    "content-encoding": ProblemType(
+        415,
+        "The content coding is not supported",
+        "The server does not decompress bodies: a booking is small, and a compressed body can be "
+        "of any size. Send the body uncompressed, without Content-Encoding.",
+    ),
     "expectation-failed": ProblemType(
         417,
         "The expectation is not supported",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 from typing import Any
@@ -576,4 +577,21 @@ def test_other_content_type_is_rejected(shared_server: Server, media_types: list
         response = call_with_header_lines(shared_server, "POST", "/bookings", headers, body)
         assert_problem(response, 415, "not-json")
         assert response.headers["Accept"] == "application/json"
+    assert_nothing_booked(shared_server, name)
+
+
+@pytest.mark.parametrize("coding", ["identity", "Identity, identity", "", " , "])
+def test_body_without_content_coding_is_accepted(shared_server: Server, coding: str) -> None:
+    name = fresh_name()
+    assert shared_server.book(name, SLOT, name, Content_Encoding=coding).status == 201
+    assert rows_with(shared_server, name) == [(name, SLOT, name)]
+
+
+@pytest.mark.parametrize("coding", ["gzip", "GZIP", "br", "identity, gzip", "gzip;q=0", "utf-8"])
+def test_content_coding_is_rejected(shared_server: Server, coding: str) -> None:
+    name = fresh_name()
+    body = gzip.compress(booking_of(name))
+    response = shared_server.call("POST", "/bookings", body, Content_Encoding=coding)
+    assert_problem(response, 415, "content-encoding")
+    assert response.headers["Accept-Encoding"] == "identity"
     assert_nothing_booked(shared_server, name)

@@ -277,7 +277,7 @@ FRAMING: dict[str, tuple[bytes, int, str]] = {
     "HTTP/2": (b"GET /bookings HTTP/2.0\r\nHost: x\r\n\r\n", 505, "http-version"),
 }
 PROVOKED_BY_OTHER_MODULES = {
-    *("malformed-json", "invalid-fields", "not-json"),
+    *("malformed-json", "invalid-fields", "not-json", "content-encoding"),
     *("no-such-path", "no-such-booking", "method-not-allowed"),
     *("slot-taken", "key-reused", "booking-cancelled", "too-slow", "internal-error"),
     *("database-busy", "database-unavailable", "database-full", "shutting-down"),
