@@ -186,7 +186,9 @@ def _tenant(headers: Headers, query: Query, errors: list[FieldError]) -> str:
 def _from_members(
     members: Mapping[str, object], name: str, place: str, validate: Validator
 ) -> list[Source]:
-    return [Source(place, validate, members[name])] if name in members else []
+    """Return the value of a member, if it is given. `null` means that it is not."""
+    value = members.get(name)
+    return [] if value is None else [Source(place, validate, value)]
 
 
 def _from_header(headers: Headers, name: str, validate: Validator) -> Iterable[Source]:

@@ -18,7 +18,7 @@ _INSTANT = re.compile(
     r"(?:\.(?P<fraction>[0-9]+))?"
     r"(?P<offset>[Zz]|(?P<sign>[+-])(?P<hours>[0-9]{2}):(?P<minutes>[0-9]{2}))?"
 )
-_JSON_TYPES = {type(None): "null", bool: "a boolean", float: "a number", list: "an array"}
+_JSON_TYPES = {bool: "a boolean", float: "a number", list: "an array"}
 
 
 def text(value: object) -> str:

@@ -121,7 +121,6 @@ def test_invalid_text_is_rejected_in_every_place(
 @pytest.mark.parametrize(
     ("value", "detail"),
     [
-        ("null", "not null"),
         ("true", "not a boolean"),
         ("false", "not a boolean"),
         ("7", "not a number"),
@@ -145,6 +144,17 @@ def test_value_that_is_not_a_string_is_rejected(
     response = shared_server.call("POST", "/bookings", body.encode())
     assert_problem(response, 400, "invalid-fields", *MEMBERS)
     assert all(error["detail"].endswith(detail) for error in response.json["errors"])
+    assert shared_server.rows() == before
+
+
+def test_null_that_comes_nowhere_else_is_missing(shared_server: Server) -> None:
+    before = shared_server.rows()
+    for sent in (dict.fromkeys(MEMBERS), {}):
+        response = post_members(shared_server, [], sent)
+        assert_problem(response, 400, "invalid-fields", *MEMBERS)
+        assert all(" is missing;" in f" {error['detail']}" for error in response.json["errors"])
+    response = post_members(shared_server, [(TENANT, "a"), (KEY, "a")], {"start_time_utc": None})
+    assert_problem(response, 400, "invalid-fields", "start_time_utc")
     assert shared_server.rows() == before
 
 
@@ -186,7 +196,7 @@ PLACES: list[tuple[list[tuple[str, str]], Any, Any, tuple[str, ...]]] = [
     ([(TENANT, "")], ..., "@", ("tenant_id",)),
     ([(TENANT, "")], "@", "@", ("tenant_id",)),
     ([(TENANT, "@")], "", "@", ("tenant_id",)),
-    ([(TENANT, "@")], None, "@", ("tenant_id",)),
+    ([(TENANT, "@")], None, "@", ()),
     ([(KEY, "")], "@", ..., ("idempotency_key",)),
     ([(KEY, "")], "@", "@", ("idempotency_key",)),
     ([(KEY, '""')], "@", ..., ("idempotency_key",)),
@@ -194,7 +204,10 @@ PLACES: list[tuple[list[tuple[str, str]], Any, Any, tuple[str, ...]]] = [
     ([(KEY, '"@", "@"')], "@", ..., ("idempotency_key",)),
     ([(KEY, r'"@\x"')], "@", ..., ("idempotency_key",)),
     ([(KEY, "@")], "@", "", ("idempotency_key",)),
-    ([(KEY, "@")], "@", None, ("idempotency_key",)),
+    ([(KEY, "@")], "@", None, ()),
+    ([(TENANT, "@"), (KEY, '"@"')], None, None, ()),
+    ([(TENANT, "")], None, "@", ("tenant_id",)),
+    ([(TENANT, "null")], "@", "@", ("tenant_id",)),
 ]
 
 
