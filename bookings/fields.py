@@ -136,8 +136,9 @@ def page_request(headers: Headers, query: Query) -> PageRequest:
 
 def parse_query(raw: str, known: Sequence[str]) -> Query:
     """Parse a query. Every parameter must be known and sent once: if a misspelled filter were
-    ignored, the response would contain everything.
+    ignored, the response would contain everything. Empty pairs, as in `a=1&`, are ignored.
     """
+    raw = "&".join(filter(None, raw.split("&")))
     try:
         if _BAD_PERCENT.search(raw):
             raise ValueError("a % is not followed by two hexadecimal digits; send it as %25")
