@@ -37,8 +37,9 @@ _FRAMING = frozenset(("content-length", "transfer-encoding"))
 
 # origin-form or absolute-form (RFC 9112, section 3.2). A server must accept the second for any
 # host.
+_AUTHORITY = r"(?:[^/?#@]*@)?(?:\[[0-9A-Fa-f:.]+\]|[^]/?#@:[]+)(?::[0-9]*)?"
 _TARGET = re.compile(
-    r"(?:(?=/)|[Hh][Tt][Tt][Pp][Ss]?://[^/?#]+)(?P<path>/[^?#]*)?(?:\?(?P<query>[^#]*))?"
+    rf"(?:(?=/)|[Hh][Tt][Tt][Pp][Ss]?://{_AUTHORITY})(?P<path>/[^?#]*)?(?:\?(?P<query>[^#]*))?"
 )
 
 

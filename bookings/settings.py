@@ -62,7 +62,8 @@ def parse_server_settings() -> argparse.Namespace:
         default=os.environ.get("ALLOWED_HOSTS") or "",
         metavar="NAMES",
         help="comma-separated Host names to accept besides localhost, IP addresses and names "
-        "without a dot (environment: ALLOWED_HOSTS; default: none on loopback, any otherwise)",
+        "without a dot; .example.com includes its subdomains (environment: ALLOWED_HOSTS; "
+        "default: none on loopback, any otherwise)",
     )
     parser.add_argument("--quiet", action="store_true", help="log faults only, not every request")
     return parser.parse_args()
@@ -87,8 +88,9 @@ def worker_count(text: str) -> int:
 def host_names(text: str) -> list[str]:
     names = [name.strip().lower() for name in text.split(",") if name.strip()]
     for name in names:
-        if not re.fullmatch("[a-z0-9._-]+", name):
+        if not re.fullmatch(r"\.?[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?", name):
             raise argparse.ArgumentTypeError(
-                f"not a host name: {name!r}; give one like bookings.example, without a port"
+                f"not a host name: {name!r}; give one like bookings.example, without a port, or "
+                ".bookings.example for all its subdomains"
             )
-    return names
+    return [name.removesuffix(".") for name in names]

@@ -20,7 +20,6 @@ FOREIGN_NAMES = [
     "127.0.0.1.evil.example",
     "a.b",
     "1.2.3.x",
-    "bookings.",
 ]
 # Names that no attacker can register.
 OWN_NAMES = [
@@ -33,6 +32,11 @@ OWN_NAMES = [
     "192.168.0.7",
     "bookings",
     "",
+    # A trailing dot makes a name absolute; it is the same name.
+    "localhost.",
+    "LocalHost.:3000",
+    "app.localhost.",
+    "bookings.",
 ]
 
 
@@ -47,8 +51,13 @@ def book_as(server: Server, host: str, key: str) -> int:
         ((), OWN_NAMES, FOREIGN_NAMES),
         (
             ("--allowed-hosts= Book.Example ,a.b",),
-            ["book.example:3000", "A.B", *OWN_NAMES],
-            FOREIGN_NAMES[:5],
+            ["book.example:3000", "A.B", "Book.Example.", "a.b.:3000", *OWN_NAMES],
+            [*FOREIGN_NAMES[:5], "x.book.example", "x.a.b"],
+        ),
+        (
+            ("--allowed-hosts=.book.example,a.b.",),
+            ["book.example", "x.book.example:3000", "X.y.Book.Example.", "a.b", *OWN_NAMES],
+            [*FOREIGN_NAMES[:5], "evilbook.example", "book.example.evil.example", "x.a.b"],
         ),
         (("--host=0.0.0.0",), [*OWN_NAMES, *FOREIGN_NAMES], []),
         (("--host=0.0.0.0", "--allowed-hosts=a.b"), ["a.b:3000", *OWN_NAMES], FOREIGN_NAMES[:5]),
