@@ -78,7 +78,7 @@ def test_database_moved_away_is_503_until_it_returns(server: Server) -> None:
             server.book("acme", key="k2"),
             server.book("acme", "2026-01-02T10:00:00Z", "k2"),
             server.call("GET", "/bookings", X_Tenant_ID="acme"),
-            server.call("GET", booked.headers["Location"], X_Tenant_ID="acme"),
+            server.call("GET", booked.location, X_Tenant_ID="acme"),
             server.cancel(booked.json["id"]),
         ):
             assert_unavailable(response, "database-unavailable")
