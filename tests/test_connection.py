@@ -149,6 +149,11 @@ def test_deadline_ends_wait(
         assert_serves(server, [])
 
 
+def test_idle_connection_outlives_those_of_balancers() -> None:
+    """Their default is 60 s. If the server closed first, it could lose a request."""
+    assert connection_module.IDLE_SECONDS > 70
+
+
 def stay_silent(server: Server, connection: socket.socket) -> None:
     pass
 

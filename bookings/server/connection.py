@@ -21,9 +21,9 @@ from bookings.server.hosts import HostPolicy
 from bookings.server.request_log import log_request
 from bookings.stores.model import Store
 
-# How long a connection may be idle between two requests. Browsers and proxies keep connections
-# for a minute or two, and reconnecting costs little.
-IDLE_SECONDS = 60.0
+# How long a connection may be idle between two requests: longer than the 60 s after which nginx and
+# most balancers close one to a server. If both closed at the same moment, a request could be lost.
+IDLE_SECONDS = 75.0
 # Deadlines for a whole head and a whole body, however often a byte arrives. Each is one or two
 # packets, which take seconds on the worst networks.
 HEAD_SECONDS = 10.0
