@@ -37,7 +37,7 @@ def _serve() -> int:
         reason = getattr(error, "strerror", None) or error
         address = _join(options.host, options.port)
         return terminal.fail(_NAME, f"cannot listen on {address}: {reason}")
-    address = _join(options.host, listener.getsockname()[1])
+    address = _join(*listener.getsockname()[:2])
     startup_line = f"Bookings on http://{address}, database {database.name}"
     return workers.serve(
         listener,

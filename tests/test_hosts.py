@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,21 @@ OWN_NAMES = [
 ]
 
 
+def maps_addresses() -> bool:
+    """Return whether IPv6 sockets serve IPv4 clients here."""
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::ffff:127.0.0.1", 0))
+    except OSError:
+        return False
+    return True
+
+
+requires_mapped_addresses = pytest.mark.skipif(
+    not maps_addresses(), reason="IPv6 sockets do not serve IPv4 clients here"
+)
+
+
 def book_as(server: Server, host: str, key: str) -> int:
     (status,) = statuses(server.raw(post(key, CLOSE).replace(HOST, b"Host: " + host.encode())))
     return status
@@ -58,6 +74,9 @@ def book_as(server: Server, host: str, key: str) -> int:
             ("--allowed-hosts=.book.example,a.b.",),
             ["book.example", "x.book.example:3000", "X.y.Book.Example.", "a.b", *OWN_NAMES],
             [*FOREIGN_NAMES[:5], "evilbook.example", "book.example.evil.example", "x.a.b"],
+        ),
+        pytest.param(
+            ("--host=::ffff:127.0.0.1",), OWN_NAMES, FOREIGN_NAMES, marks=requires_mapped_addresses
         ),
         (("--host=0.0.0.0",), [*OWN_NAMES, *FOREIGN_NAMES], []),
         (("--host=0.0.0.0", "--allowed-hosts=a.b"), ["a.b:3000", *OWN_NAMES], FOREIGN_NAMES[:5]),

@@ -83,6 +83,24 @@ def test_ipv6_address_is_served(tmp_path: Path) -> None:
         assert server.rows() == [BOOKING]
 
 
+def test_name_with_addresses_of_both_families_is_served_at_printed_url(tmp_path: Path) -> None:
+    """Like localhost on most machines. The first client to try may know only one of them."""
+    patch = """
+import socket
+real = socket.getaddrinfo
+def both(host, *arguments, **options):
+    hosts = ("::1", "127.0.0.1") if host == "localhost" else (host,)
+    return [address for each in hosts for address in real(each, *arguments, **options)]
+socket.getaddrinfo = both
+"""
+    program = patched(tmp_path, patch)
+    with contextlib.closing(Server(tmp_path, "--host=localhost", program=program)) as server:
+        assert server.url == f"http://127.0.0.1:{server.port}"
+        assert book_at("127.0.0.1", server.port) == 201
+        assert book_at("localhost", server.port) == 200
+        assert server.rows() == [BOOKING]
+
+
 def test_servers_started_at_once_share_new_database(tmp_path: Path) -> None:
     with contextlib.ExitStack() as stack:
         servers = at_once(

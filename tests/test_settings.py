@@ -27,7 +27,7 @@ RUN = str(ROOT / "run.py")
         (
             (),
             {"PORT": "0", "HOST": "localhost", "BOOKINGS_DB": "environment.db"},
-            "localhost",
+            "127.0.0.1",
             "(?!3000)[0-9]+",
             "elsewhere/environment.db",
         ),

@@ -28,7 +28,10 @@ class HostPolicy:
     def __init__(self, allowed: Collection[str], address: str) -> None:
         self._allowed = allowed
         self._domains = tuple(name for name in allowed if name.startswith("."))
-        self._accepts_all = not allowed and not ipaddress.ip_address(address).is_loopback
+        ip = ipaddress.ip_address(address)
+        # Before Python 3.13, ::ffff:127.0.0.1 is not a loopback address.
+        ip = getattr(ip, "ipv4_mapped", None) or ip
+        self._accepts_all = not allowed and not ip.is_loopback
 
     def accepts(self, host: str) -> bool:
         # A trailing dot makes a name absolute; it is the same host.
