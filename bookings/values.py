@@ -39,6 +39,10 @@ def instant(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"must be a string like 2026-01-01T10:00:00Z, not {_json_type(value)}")
     match = _INSTANT.fullmatch(value)
+    if not match and _INSTANT.fullmatch(value.replace(" ", "+")):
+        raise ValueError(
+            "has a space where + may have been; in a query, send + as %2B, or UTC with Z"
+        )
     if not match:
         raise ValueError("is not an instant; send it like 2026-01-01T10:00:00Z")
     canonical = f"{match['date']}T{match['time']}Z"

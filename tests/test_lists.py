@@ -12,7 +12,7 @@ import pytest
 
 from tests.helpers.clients import as_header
 from tests.helpers.servers import Response, Server, assert_problem
-from tests.helpers.values import INSTANTS, SLOT, fresh_name
+from tests.helpers.values import INSTANTS, SLOT, SPACE_FOR_PLUS, fresh_name
 
 LINK = re.compile(r'<(bookings\?[!-;=?-~]*)>; rel="next"')
 
@@ -156,9 +156,15 @@ def test_bound_that_is_not_an_instant_is_rejected(shared_server: Server, bound: 
     insert_bookings(shared_server, tenant, [SLOT])
     # A URL cannot contain lone surrogates, and an unencoded + in it is a space.
     rejected = [sent for sent, stored, _ in INSTANTS if stored is None and "\ud800" not in sent]
-    for sent in [*map(quote, rejected), "2026-01-01T10:00:00+00:00", "%C2%B2026-01-01T10:00:00Z"]:
+
+    def reject(sent: str) -> str:
         response = shared_server.call("GET", f"/bookings?tenant_id={tenant}&{bound}={sent}")
         assert_problem(response, 400, "invalid-fields", bound)
+        return str(response.json["detail"])
+
+    for sent in [*map(quote, rejected), "%C2%B2026-01-01T10:00:00Z"]:
+        reject(sent)
+    assert SPACE_FOR_PLUS in reject("2026-01-01T10:00:00+00:00")
     assert stored_starts(shared_server, tenant) == [SLOT]
 
 
