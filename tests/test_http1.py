@@ -297,6 +297,26 @@ def test_framing_error_is_rejected_and_closes_connection(shared_server: Server, 
     assert shared_server.rows() == before
 
 
+@pytest.mark.parametrize(
+    ("target", "explained"),
+    [
+        (b"/bookings?tenant_id=a b", True),
+        (b"/bookings?tenant_id=caf\xc3\xa9", True),
+        (b"/bookings?tenant_id=caf\xe9", True),
+        (b"http://x/bookings?tenant_id=a b", True),
+        (b" /bookings", False),
+        (b"bookings list", False),
+    ],
+)
+def test_target_that_is_not_encoded_is_explained(
+    shared_server: Server, target: bytes, explained: bool
+) -> None:
+    response = only_response(shared_server.raw(get(line=b"GET %s HTTP/1.1" % target)))
+    assert_problem(response, 400, "malformed-request")
+    assert response.headers["Connection"] == "close"
+    assert ("percent-encode" in response.json["detail"]) == explained
+
+
 def test_every_problem_type_is_provoked() -> None:
     framing = {problem_type for _, _, problem_type in FRAMING.values()}
     assert framing | PROVOKED_BY_OTHER_MODULES == set(PROBLEM_TYPES)

@@ -148,8 +148,7 @@ class Connection:
         first_line, *lines = head.decode("utf-8", "surrogateescape").split("\r\n")
         request_line = self._take_request_line(first_line)
         if not request_line:
-            detail = "The request line is not of the form METHOD /path HTTP/1.1."
-            raise Problem("malformed-request", detail)
+            raise Problem("malformed-request", http1.explain_request_line(first_line))
         method, target, version = request_line
         headers = http1.parse_headers(lines)
         ids = headers.get("x-request-id", [])

@@ -35,6 +35,7 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _REQUEST_LINE = re.compile(rf"({_TOKEN}) ([!-~]+) HTTP/([0-9])\.([0-9])")
+_UNENCODED = re.compile(rf"{_TOKEN} (?:/|[Hh][Tt][Tt][Pp])[!-~]*[^!-~].* HTTP/[0-9]\.[0-9]")
 _HEADER = re.compile(rf"({_TOKEN}):([^\x00-\x08\x0a-\x1f\x7f]*)")
 _DIGITS = re.compile(r"[0-9]+")
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::[0-9]*)?")
@@ -86,6 +87,13 @@ def parse_request_line(line: str) -> RequestLine | None:
     """Parse a request line; return None if it is malformed."""
     match = _REQUEST_LINE.fullmatch(line)
     return RequestLine(match[1], match[2], (int(match[3]), int(match[4]))) if match else None
+
+
+def explain_request_line(line: str) -> str:
+    """Say what is wrong with a line that `parse_request_line` rejects, and what to send."""
+    if _UNENCODED.fullmatch(line):
+        return "The target has a space or a character that is not ASCII; percent-encode it."
+    return "The request line is not of the form METHOD /path HTTP/1.1."
 
 
 def parse_headers(lines: Sequence[str]) -> dict[str, list[str]]:
