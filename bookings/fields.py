@@ -29,6 +29,8 @@ MAX_PARAMETERS = 16
 # A string of a structured field (RFC 9651, section 3.3.3), the form that the Idempotency-Key
 # draft prescribes.
 _QUOTED = re.compile(r'"((?:[^"\\]|\\["\\])*)"')
+# What `surrogateescape` makes of bytes that are not UTF-8.
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")
 _LIMIT = re.compile(r"[1-9][0-9]{0,3}")
 _BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
@@ -193,7 +195,12 @@ def _from_members(
 
 
 def _from_header(headers: Headers, name: str, validate: Validator) -> Iterable[Source]:
-    return [Source(f"the {name} header", validate, v) for v in headers.get(name.lower(), ())]
+    def validate_header(value: object) -> str:
+        if _NOT_UTF8.search(str(value)):
+            raise ValueError("is not in UTF-8; encode it, or send it in the body or the query")
+        return validate(value)
+
+    return [Source(f"the {name} header", validate_header, v) for v in headers.get(name.lower(), ())]
 
 
 def _agree(field: str, sources: Sequence[Source], errors: list[FieldError]) -> str:
