@@ -1,10 +1,10 @@
 """Runs the server: `python run.py --help` explains the settings."""
 
+import os
 import sys
 
-# Every Python must be able to parse this file, so it has no newer syntax.
-if sys.hexversion < 0x03090000:
-    sys.exit("run.py: this is Python " + sys.version.split()[0] + "; bookings needs 3.9 or newer")
+# In isolated mode (-I, -P) Python does not search this folder for modules.
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 from bookings.__main__ import main
 

@@ -15,4 +15,10 @@ A request passes through these modules. Each imports only from modules below it:
 and the tests use.
 """
 
+import sys
+
+# Every Python must be able to parse this file and run.py, so they have no newer syntax.
+if sys.hexversion < 0x03090000:
+    sys.exit("bookings: needs Python 3.9 or newer; this is " + sys.version.split()[0])
+
 __version__ = "1.0.0"

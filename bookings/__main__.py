@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from bookings import settings, terminal
@@ -36,8 +37,10 @@ def _serve() -> int:
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         address = _join(options.host, options.port)
+        if options.host == os.environ.get("HOST"):
+            reason = f"{reason}; environment variable HOST sets this address, --host overrides it"
         return terminal.fail(_NAME, f"cannot listen on {address}: {reason}")
-    address = _join(options.host, listener.getsockname()[1])
+    address = _join(*listener.getsockname()[:2])
     startup_line = f"Bookings on http://{address}, database {database.name}"
     return workers.serve(
         listener,

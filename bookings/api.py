@@ -2,6 +2,10 @@
 
 `respond` raises Problem for a request that it rejects; `problem_response` turns any Problem into
 a response. This module knows nothing about sockets or SQL.
+
+References in Location, Link and the index are relative to the target of the request, so that they
+also lead to the right place behind a proxy that strips a prefix from the path. The type of a
+problem identifies it and must not depend on the target (RFC 9457, section 3.1.1), so it is not.
 """
 
 from __future__ import annotations
@@ -32,10 +36,14 @@ _RETRY_AFTER = "1"
 _JSON = ("Content-Type", "application/json")
 _PROBLEM_JSON = ("Content-Type", "application/problem+json")
 
+# The headers that announce a body.
+_FRAMING = frozenset(("content-length", "transfer-encoding"))
+
 # origin-form or absolute-form (RFC 9112, section 3.2). A server must accept the second for any
 # host.
+_AUTHORITY = r"(?:[^/?#@]*@)?(?:\[[0-9A-Fa-f:.]+\]|[^]/?#@:[]+)(?::[0-9]*)?"
 _TARGET = re.compile(
-    r"(?:(?=/)|[Hh][Tt][Tt][Pp][Ss]?://[^/?#]+)(?P<path>/[^?#]*)?(?:\?(?P<query>[^#]*))?"
+    rf"(?:(?=/)|[Hh][Tt][Tt][Pp][Ss]?://{_AUTHORITY})(?P<path>/[^?#]*)?(?:\?(?P<query>[^#]*))?"
 )
 
 
@@ -66,7 +74,7 @@ class Route(NamedTuple):
 
 def respond(request: Request, store: Store) -> Response:
     """Return the response to a request. Raise Problem if the request is rejected."""
-    if request.method == "POST" and "content-length" not in request.headers:
+    if request.method == "POST" and not _FRAMING.intersection(request.headers):
         raise Problem("length-required", "Send Content-Length, the number of bytes in the body.")
     if (request.method, request.target) == ("OPTIONS", "*"):
         return _options(request, [m for _, routes in _ROUTES for m in _methods(routes)])
@@ -112,7 +120,7 @@ def _book(request: Request, query: fields.Query, match: Match[str], store: Store
     if not booking:
         raise Problem(*_CONFLICTS[outcome])
     if outcome is Outcome.CREATED:
-        return _json(booking._asdict(), 201, [("Location", f"/bookings/{booking.id}")])
+        return _json(booking._asdict(), 201, [("Location", f"bookings/{booking.id}")])
     return _json(booking._asdict(), 200, [("Idempotent-Replayed", "true")])
 
 
@@ -130,7 +138,7 @@ def _list(request: Request, query: fields.Query, match: Match[str], store: Store
             "after": page.last_start,
         }
         given = {name: value for name, value in following.items() if value}
-        target = f"/bookings?{urlencode(given, safe=':', quote_via=quote)}"
+        target = f"bookings?{urlencode(given, safe=':', quote_via=quote)}"
         headers.append(("Link", f'<{target}>; rel="next"'))
     return Response(200, headers, page.array.encode() + b"\n")
 
@@ -151,8 +159,8 @@ def _cancel(request: Request, query: fields.Query, match: Match[str], store: Sto
 
 
 def _index(store: Store) -> Response:
-    paths = ("/bookings", "/live", "/ready", "/openapi.json", "/problems")
-    links = {path[1:].partition(".")[0]: path for path in paths}
+    paths = ("bookings", "live", "ready", "openapi.json", "problems")
+    links = {path.partition(".")[0]: path for path in paths}
     return _json({"service": "bookings", "links": links})
 
 

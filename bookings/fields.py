@@ -29,6 +29,8 @@ MAX_PARAMETERS = 16
 # A string of a structured field (RFC 9651, section 3.3.3), the form that the Idempotency-Key
 # draft prescribes.
 _QUOTED = re.compile(r'"((?:[^"\\]|\\["\\])*)"')
+# What `surrogateescape` makes of bytes that are not UTF-8.
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")
 _LIMIT = re.compile(r"[1-9][0-9]{0,3}")
 _BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
@@ -76,6 +78,13 @@ def booking_request(headers: Headers, query: Query, body: bytes) -> dict[str, st
             "not-json",
             "Send the header Content-Type: application/json.",
             headers=[("Accept", "application/json")],
+        )
+    codings = ",".join(headers.get("content-encoding", ())).lower().split(",")
+    if any(coding.strip(" \t") not in ("", "identity") for coding in codings):
+        raise Problem(
+            "content-encoding",
+            "Send the body uncompressed, without Content-Encoding.",
+            headers=[("Accept-Encoding", "identity")],
         )
     try:
         members = strict_json.parse_object(body)
@@ -129,8 +138,9 @@ def page_request(headers: Headers, query: Query) -> PageRequest:
 
 def parse_query(raw: str, known: Sequence[str]) -> Query:
     """Parse a query. Every parameter must be known and sent once: if a misspelled filter were
-    ignored, the response would contain everything.
+    ignored, the response would contain everything. Empty pairs, as in `a=1&`, are ignored.
     """
+    raw = "&".join(filter(None, raw.split("&")))
     try:
         if _BAD_PERCENT.search(raw):
             raise ValueError("a % is not followed by two hexadecimal digits; send it as %25")
@@ -179,11 +189,18 @@ def _tenant(headers: Headers, query: Query, errors: list[FieldError]) -> str:
 def _from_members(
     members: Mapping[str, object], name: str, place: str, validate: Validator
 ) -> list[Source]:
-    return [Source(place, validate, members[name])] if name in members else []
+    """Return the value of a member, if it is given. `null` means that it is not."""
+    value = members.get(name)
+    return [] if value is None else [Source(place, validate, value)]
 
 
 def _from_header(headers: Headers, name: str, validate: Validator) -> Iterable[Source]:
-    return [Source(f"the {name} header", validate, v) for v in headers.get(name.lower(), ())]
+    def validate_header(value: object) -> str:
+        if _NOT_UTF8.search(str(value)):
+            raise ValueError("is not in UTF-8; encode it, or send it in the body or the query")
+        return validate(value)
+
+    return [Source(f"the {name} header", validate_header, v) for v in headers.get(name.lower(), ())]
 
 
 def _agree(field: str, sources: Sequence[Source], errors: list[FieldError]) -> str:

@@ -86,13 +86,14 @@ PROBLEM_TYPES: Mapping[str, ProblemType] = {
         411,
         "The request has no Content-Length",
         "Without a length the server cannot tell where the body ends, so it closed the "
-        "connection. Send Content-Length, the number of bytes in the body.",
+        "connection. Send Content-Length, the number of bytes in the body, or Transfer-Encoding: "
+        "chunked.",
     ),
     "body-too-large": ProblemType(
         413,
         "The body is too large",
         "A booking needs a few hundred bytes. The server closed the connection without reading "
-        "the body. Send the three fields of a booking and little else.",
+        "the whole body. Send the three fields of a booking and little else, in few chunks.",
     ),
     "target-too-long": ProblemType(
         414,
@@ -106,6 +107,12 @@ PROBLEM_TYPES: Mapping[str, ProblemType] = {
         "Only application/json is accepted. A browser does not let a page of another site send it "
         "without a preflight, which this service never grants. Send the header Content-Type: "
         "application/json.",
+    ),
+    "content-encoding": ProblemType(
+        415,
+        "The content coding is not supported",
+        "The server does not decompress bodies: a booking is small, and a compressed body can be "
+        "of any size. Send the body uncompressed, without Content-Encoding.",
     ),
     "expectation-failed": ProblemType(
         417,
@@ -142,9 +149,10 @@ PROBLEM_TYPES: Mapping[str, ProblemType] = {
     ),
     "transfer-encoding": ProblemType(
         501,
-        "Transfer codings are not supported",
-        "A chunked body does not state its length in advance. Send the body unencoded, with its "
-        "Content-Length.",
+        "The transfer coding is not supported",
+        "The only transfer coding that the server decodes is chunked, without another one before "
+        "or after it. It closed the connection, because it cannot tell where the body ends. Send "
+        "Transfer-Encoding: chunked alone, or Content-Length.",
     ),
     "database-busy": ProblemType(
         503,

@@ -39,12 +39,10 @@ def parse_server_settings() -> argparse.Namespace:
     parser.add_argument(
         "--port",
         type=port_number,
-        default=os.environ.get("PORT") or "3000",
         help="port to listen on, 0 for any free port (environment: PORT; default: 3000)",
     )
     parser.add_argument(
         "--host",
-        default=os.environ.get("HOST") or "127.0.0.1",
         help="address to listen on (environment: HOST; default: 127.0.0.1, which only this machine "
         "can reach)",
     )
@@ -52,20 +50,33 @@ def parse_server_settings() -> argparse.Namespace:
     parser.add_argument(
         "--workers",
         type=worker_count,
-        default=os.environ.get("WORKERS") or str(default_workers()),
         help="number of server processes (environment: WORKERS; default: one per "
         "CPU that it may use, at most 8; one on Windows)",
     )
     parser.add_argument(
         "--allowed-hosts",
         type=host_names,
-        default=os.environ.get("ALLOWED_HOSTS") or "",
         metavar="NAMES",
         help="comma-separated Host names to accept besides localhost, IP addresses and names "
-        "without a dot (environment: ALLOWED_HOSTS; default: none on loopback, any otherwise)",
+        "without a dot; .example.com includes its subdomains (environment: ALLOWED_HOSTS; "
+        "default: none on loopback, any otherwise)",
     )
     parser.add_argument("--quiet", action="store_true", help="log faults only, not every request")
-    return parser.parse_args()
+    options = parser.parse_args()
+    # After parsing, so that an error names the variable instead of the flag.
+    for variable, default, validate in (
+        ("PORT", "3000", port_number),
+        ("HOST", "127.0.0.1", str),
+        ("WORKERS", str(default_workers()), worker_count),
+        ("ALLOWED_HOSTS", "", host_names),
+    ):
+        if getattr(options, variable.lower()) is None:
+            try:
+                value = validate(os.environ.get(variable) or default)
+            except argparse.ArgumentTypeError as error:
+                parser.error(f"environment variable {variable}: {error}")
+            setattr(options, variable.lower(), value)
+    return options
 
 
 def port_number(text: str) -> int:
@@ -87,8 +98,9 @@ def worker_count(text: str) -> int:
 def host_names(text: str) -> list[str]:
     names = [name.strip().lower() for name in text.split(",") if name.strip()]
     for name in names:
-        if not re.fullmatch("[a-z0-9._-]+", name):
+        if not re.fullmatch(r"\.?[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?", name):
             raise argparse.ArgumentTypeError(
-                f"not a host name: {name!r}; give one like bookings.example, without a port"
+                f"not a host name: {name!r}; give one like bookings.example, without a port, or "
+                ".bookings.example for all its subdomains"
             )
-    return names
+    return [name.removesuffix(".") for name in names]

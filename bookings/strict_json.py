@@ -17,26 +17,40 @@ MAX_DEPTH = 64
 # An unterminated string matches to the end of the text, which keeps the search linear.
 _STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[\]{}]', re.DOTALL)
 
+# How an object starts if a shell removed the double quotes, kept the backslashes before them, or
+# passed on single quotes.
+_WITHOUT_QUOTES = re.compile(r"\s*(?:'|\{\s*(?:[A-Za-z_']|\\\"))")
+_SEND_OBJECT = 'send {"tenant_id": ..., "start_time_utc": ..., "idempotency_key": ...}'
+
 
 def parse_object(body: bytes) -> dict[str, Any]:
     """Return the members of the JSON object in `body`.
 
     Raise TypeError or ValueError, whose message says what is wrong, if the body is not one.
     """
+    if b"\0" in body[:2] or body.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise ValueError("it is UTF-16 or UTF-32; encode it in UTF-8")
     try:
         source = body.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"it is not UTF-8 at byte {error.start}") from None
+        raise ValueError(f"it is not UTF-8 at byte {error.start}; encode it in UTF-8") from None
     if source.startswith("\ufeff"):
         raise ValueError("it starts with a byte order mark; remove it")
+    if not source.strip():
+        raise ValueError(f"it is empty; {_SEND_OBJECT}")
     if source.count("[") + source.count("{") > MAX_DEPTH:
         _reject_deep_nesting(source)
-    members = _DECODER.decode(source)
+    try:
+        members = _DECODER.decode(source)
+    except json.JSONDecodeError:
+        if not _WITHOUT_QUOTES.match(source):
+            raise
+        raise ValueError(
+            "its names are not in double quotes; if a shell removed them, quote them for that "
+            "shell, or send a file"
+        ) from None
     if not isinstance(members, dict):
-        raise TypeError(
-            'it is not an object; send {"tenant_id": ..., "start_time_utc": ..., '
-            '"idempotency_key": ...}'
-        )
+        raise TypeError(f"it is not an object; {_SEND_OBJECT}")
     return members
 
 

@@ -18,7 +18,7 @@ _INSTANT = re.compile(
     r"(?:\.(?P<fraction>[0-9]+))?"
     r"(?P<offset>[Zz]|(?P<sign>[+-])(?P<hours>[0-9]{2}):(?P<minutes>[0-9]{2}))?"
 )
-_JSON_TYPES = {type(None): "null", bool: "a boolean", float: "a number", list: "an array"}
+_JSON_TYPES = {bool: "a boolean", float: "a number", list: "an array"}
 
 
 def text(value: object) -> str:
@@ -39,6 +39,10 @@ def instant(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"must be a string like 2026-01-01T10:00:00Z, not {_json_type(value)}")
     match = _INSTANT.fullmatch(value)
+    if not match and _INSTANT.fullmatch(value.replace(" ", "+")):
+        raise ValueError(
+            "has a space where + may have been; in a query, send + as %2B, or UTC with Z"
+        )
     if not match:
         raise ValueError("is not an instant; send it like 2026-01-01T10:00:00Z")
     canonical = f"{match['date']}T{match['time']}Z"

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import sqlite3
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
+from urllib.request import Request as UrlRequest
+from urllib.request import urlopen
 
 import pytest
 
 from bookings.stores.schema import schema_statements
 from tests.helpers.clients import as_header
 from tests.helpers.openapi import DOCUMENT
-from tests.helpers.servers import CANONICAL, Response, Server, assert_problem
+from tests.helpers.servers import CANONICAL, SOON, Response, Server, assert_problem
 from tests.helpers.storage import set_aside
 from tests.helpers.tools import posix_only
 from tests.helpers.values import COLUMNS, SLOT, VALID_BODY
@@ -38,7 +44,7 @@ def test_created_booking_is_returned_and_stored(server: Server) -> None:
     began = now()
     created = server.book("acme", "2026-01-01T10:00:00Z", "k1")
     booking = assert_booking(created, 201)
-    assert created.headers["Location"] == f"/bookings/{booking['id']}"
+    assert created.headers["Location"] == f"bookings/{booking['id']}"
     assert created.headers["Idempotent-Replayed"] is None
     assert type(booking["id"]) is int
     assert CANONICAL.fullmatch(booking["created_at"])
@@ -165,7 +171,7 @@ def test_list_is_array_ordered_by_start_time(server: Server) -> None:
 def test_get_returns_booking_as_created(server: Server) -> None:
     created = server.book("acme")
     for target, headers in [("", {"X_Tenant_ID": "acme"}), ("?tenant_id=acme", {})]:
-        response = server.call("GET", created.headers["Location"] + target, **headers)
+        response = server.call("GET", created.location + target, **headers)
         assert (response.status, response.body) == (200, created.body)
         assert response.headers["Content-Type"] == "application/json"
 
@@ -189,7 +195,7 @@ def test_unknown_booking_is_404(server: Server) -> None:
 @pytest.mark.parametrize("resource", ["list", "booking"])
 def test_head_is_get_without_body(server: Server, resource: str) -> None:
     created = server.book("acme")
-    target = "/bookings" if resource == "list" else created.headers["Location"]
+    target = "/bookings" if resource == "list" else created.location
     head, get = (server.call(method, target, X_Tenant_ID="acme") for method in ("HEAD", "GET"))
     assert (head.status, head.body) == (200, b"")
     assert int(head.headers["Content-Length"]) == len(get.body) > 0
@@ -239,10 +245,87 @@ def test_index_links_every_path(shared_server: Server) -> None:
     index = shared_server.call("GET", "/")
     assert (index.status, index.headers["Content-Type"]) == (200, "application/json")
     links = index.json["links"]
-    for target in links.values():
+    targets = [urljoin("/", link) for link in links.values()]
+    for target in targets:
         assert shared_server.call("GET", target, X_Tenant_ID="acme").status == 200
     untemplated = {path for path in DOCUMENT["paths"] if "{" not in path}
-    assert sorted(links.values()) == sorted(untemplated - {"/"})
+    assert sorted(targets) == sorted(untemplated - {"/"})
+
+
+class PrefixProxy(BaseHTTPRequestHandler):
+    """Forwards /api/x as /x to the server at `port`, as nginx does with `location /api/`."""
+
+    port = 0
+
+    def do_GET(self) -> None:
+        if not self.path.startswith("/api/"):
+            self.send_error(502, "outside of /api")
+            return
+        body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=SOON)
+        with contextlib.closing(connection):
+            connection.request(self.command, self.path[4:], body, dict(self.headers))
+            response = connection.getresponse()
+            self.send_response_only(response.status)
+            for name, value in response.getheaders():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(response.read())
+
+    do_POST = do_GET
+
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+
+def test_references_resolve_behind_proxy_that_strips_prefix(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PrefixProxy, "port", server.port)
+    proxy = ThreadingHTTPServer(("127.0.0.1", 0), PrefixProxy)
+    threading.Thread(target=proxy.serve_forever, args=(0.01,)).start()
+    base = f"http://127.0.0.1:{proxy.server_port}/api"
+
+    def call(url: str, body: Any = None) -> tuple[http.client.HTTPResponse, Any]:
+        assert url.startswith(f"{base}/")
+        headers = {"X-Tenant-ID": "acme", "Content-Type": "application/json"}
+        data = None if body is None else json.dumps(body).encode()
+        with urlopen(UrlRequest(url, data, headers), timeout=SOON) as response:
+            return response, json.loads(response.read())
+
+    try:
+        index = f"{base}/"
+        _, found = call(index)
+        for link in found["links"].values():
+            call(urljoin(index, link))
+        bookings = urljoin(index, found["links"]["bookings"])
+        for start in (SLOT, "2026-01-01T11:00:00Z"):
+            made, booking = call(bookings, {"start_time_utc": start, "idempotency_key": start})
+            assert call(urljoin(bookings, made.headers["Location"]))[1] == booking
+        first = f"{bookings}?limit=1"
+        page, (one,) = call(first)
+        target = page.headers["Link"].partition(">")[0][1:]
+        _, (other,) = call(urljoin(first, target))
+        assert (one["start_time_utc"], other) == (SLOT, booking)
+        _, document = call(urljoin(index, found["links"]["openapi"]))
+        (described,) = document["servers"]
+        assert urljoin(f"{base}/openapi.json", described["url"]) == index
+    finally:
+        proxy.shutdown()
+        proxy.server_close()
+    assert len(server.rows()) == 2
+
+
+def test_references_resolve_from_absolute_target(server: Server) -> None:
+    target = "http://bookings.localhost/bookings"
+    created = server.call("POST", target, {**VALID_BODY})
+    assert urljoin(target, created.headers["Location"]) == f"{target}/{created.json['id']}"
+    server.book(VALID_BODY["tenant_id"], SLOT, "k2")
+    page = server.call("GET", f"{target}?tenant_id=rejected&limit=1")
+    following = urljoin(target, page.headers["Link"].partition(">")[0][1:])
+    assert following == f"{target}?tenant_id=rejected&limit=1&after={SLOT}"
+    (last,) = server.call("GET", following).json
+    assert last == created.json
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ from tests.helpers.servers import SOON, InProcessServer, Server, all_from, asser
 from tests.helpers.values import SLOT, fresh_name
 
 HALF_BODY = post("late")[:-20]
+CHUNKED = request(b"POST /bookings HTTP/1.1", HOST, JSON, b"Transfer-Encoding: chunked")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -47,7 +48,12 @@ def stalled(shared_server: Server) -> Iterator[dict[str, socket.socket]]:
 
 
 @pytest.mark.parametrize(
-    "field, status", [(b"Content-Length: 1000000", 413), (b"Transfer-Encoding: chunked", 501)]
+    "field, status",
+    [
+        (b"Content-Length: 1000000", 413),
+        (b"Transfer-Encoding: chunked", 400),
+        (b"Transfer-Encoding: gzip", 501),
+    ],
 )
 def test_rejection_can_be_read_while_body_is_still_sent(
     shared_server: Server, field: bytes, status: int
@@ -108,6 +114,10 @@ DEADLINES: dict[str, tuple[str, bytes, bytes, list[int]]] = {
     "no body": ("BODY_SECONDS", sized(b" " * 9999)[:-9999], b"", [408]),
     "half a body": ("BODY_SECONDS", HALF_BODY, b"", [408]),
     "dripping body": ("BODY_SECONDS", sized(b" " * 9999)[:-9999], b" ", [408]),
+    "half a chunk": ("BODY_SECONDS", CHUNKED + b"5\r\n{", b"", [408]),
+    "dripping size": ("BODY_SECONDS", CHUNKED, b"0", [408]),
+    "dripping chunks": ("BODY_SECONDS", CHUNKED, b"1\r\n \r\n", [408]),
+    "dripping trailers": ("BODY_SECONDS", CHUNKED + b"0\r\n", b"X: 1\r\n", [408]),
     "request and half a body": ("BODY_SECONDS", get() + HALF_BODY, b"", [200, 408]),
 }
 
@@ -137,6 +147,11 @@ def test_deadline_ends_wait(
             assert_problem(found[-1], 408, "too-slow")
             assert found[-1].headers["Connection"] == "close"
         assert_serves(server, [])
+
+
+def test_idle_connection_outlives_those_of_balancers() -> None:
+    """Their default is 60 s. If the server closed first, it could lose a request."""
+    assert connection_module.IDLE_SECONDS > 70
 
 
 def stay_silent(server: Server, connection: socket.socket) -> None:

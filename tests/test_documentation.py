@@ -141,6 +141,17 @@ def test_readme_starts_with_server_and_tests() -> None:
     ]
 
 
+def test_readme_quotes_one_body_for_each_shell() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (posix,) = re.findall(r"^curl -i .*\\\n  -d '(.*)'$", text, re.MULTILINE)
+    (powershell,) = re.findall(r"^    Invoke-RestMethod .* -Body '(.*)'$", text, re.MULTILINE)
+    (cmd,) = re.findall(r'^    curl -i .* -d "(.*)"$', text, re.MULTILINE)
+    assert powershell == posix
+    # The C library of Windows reads \" in a quoted argument as a double quote.
+    assert cmd.replace(r"\"", '"') == posix
+    assert is_json(posix) and not re.search(r'(?<!\\)"', cmd)
+
+
 @each_document
 @pytest.mark.skipif(
     not (shutil.which("curl") and shutil.which("bash")), reason="the commands need curl and bash"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 from typing import Any
@@ -113,6 +114,7 @@ def test_invalid_text_is_rejected_in_every_place(
             assert_problem(in_headers, 400, "malformed-request")
         else:
             assert_problem(in_headers, 400, "invalid-fields", *names)
+            detail = detail if is_unicode else "is not in UTF-8"
             assert all(detail in error["detail"] for error in in_headers.json["errors"])
     assert shared_server.rows() == before
 
@@ -120,7 +122,6 @@ def test_invalid_text_is_rejected_in_every_place(
 @pytest.mark.parametrize(
     ("value", "detail"),
     [
-        ("null", "not null"),
         ("true", "not a boolean"),
         ("false", "not a boolean"),
         ("7", "not a number"),
@@ -144,6 +145,17 @@ def test_value_that_is_not_a_string_is_rejected(
     response = shared_server.call("POST", "/bookings", body.encode())
     assert_problem(response, 400, "invalid-fields", *MEMBERS)
     assert all(error["detail"].endswith(detail) for error in response.json["errors"])
+    assert shared_server.rows() == before
+
+
+def test_null_that_comes_nowhere_else_is_missing(shared_server: Server) -> None:
+    before = shared_server.rows()
+    for sent in (dict.fromkeys(MEMBERS), {}):
+        response = post_members(shared_server, [], sent)
+        assert_problem(response, 400, "invalid-fields", *MEMBERS)
+        assert all(" is missing;" in f" {error['detail']}" for error in response.json["errors"])
+    response = post_members(shared_server, [(TENANT, "a"), (KEY, "a")], {"start_time_utc": None})
+    assert_problem(response, 400, "invalid-fields", "start_time_utc")
     assert shared_server.rows() == before
 
 
@@ -185,7 +197,7 @@ PLACES: list[tuple[list[tuple[str, str]], Any, Any, tuple[str, ...]]] = [
     ([(TENANT, "")], ..., "@", ("tenant_id",)),
     ([(TENANT, "")], "@", "@", ("tenant_id",)),
     ([(TENANT, "@")], "", "@", ("tenant_id",)),
-    ([(TENANT, "@")], None, "@", ("tenant_id",)),
+    ([(TENANT, "@")], None, "@", ()),
     ([(KEY, "")], "@", ..., ("idempotency_key",)),
     ([(KEY, "")], "@", "@", ("idempotency_key",)),
     ([(KEY, '""')], "@", ..., ("idempotency_key",)),
@@ -193,7 +205,10 @@ PLACES: list[tuple[list[tuple[str, str]], Any, Any, tuple[str, ...]]] = [
     ([(KEY, '"@", "@"')], "@", ..., ("idempotency_key",)),
     ([(KEY, r'"@\x"')], "@", ..., ("idempotency_key",)),
     ([(KEY, "@")], "@", "", ("idempotency_key",)),
-    ([(KEY, "@")], "@", None, ("idempotency_key",)),
+    ([(KEY, "@")], "@", None, ()),
+    ([(TENANT, "@"), (KEY, '"@"')], None, None, ()),
+    ([(TENANT, "")], None, "@", ("tenant_id",)),
+    ([(TENANT, "null")], "@", "@", ("tenant_id",)),
 ]
 
 
@@ -261,6 +276,7 @@ def test_header_that_is_not_utf8_is_rejected(
     body = json.dumps(members).encode()
     response = shared_server.call("POST", "/bookings", body, **{header: raw.decode("latin-1")})
     assert_problem(response, 400, "invalid-fields", fields[header])
+    assert "is not in UTF-8" in response.json["detail"]
     assert_nothing_booked(shared_server, name)
 
 
@@ -272,6 +288,13 @@ GETS: list[tuple[list[str], str, tuple[str, ...]]] = [
     (["@"], "?tenant_id=@", ()),
     (["@", "@"], "", ()),
     (["@"], "?", ()),
+    (["@"], "?&", ()),
+    ([], "?tenant_id=@&", ()),
+    ([], "?&tenant_id=@", ()),
+    ([], "?&&tenant_id=@&&", ()),
+    ([], "?&", ("tenant_id",)),
+    ([], "?=", ("", "tenant_id")),
+    ([], "?tenant_id=@&tenant_id", ("query",)),
     ([" @\t"], "?tenant%5Fid=@", ()),
     ([], "", ("tenant_id",)),
     ([], "?", ("tenant_id",)),
@@ -576,4 +599,21 @@ def test_other_content_type_is_rejected(shared_server: Server, media_types: list
         response = call_with_header_lines(shared_server, "POST", "/bookings", headers, body)
         assert_problem(response, 415, "not-json")
         assert response.headers["Accept"] == "application/json"
+    assert_nothing_booked(shared_server, name)
+
+
+@pytest.mark.parametrize("coding", ["identity", "Identity, identity", "", " , "])
+def test_body_without_content_coding_is_accepted(shared_server: Server, coding: str) -> None:
+    name = fresh_name()
+    assert shared_server.book(name, SLOT, name, Content_Encoding=coding).status == 201
+    assert rows_with(shared_server, name) == [(name, SLOT, name)]
+
+
+@pytest.mark.parametrize("coding", ["gzip", "GZIP", "br", "identity, gzip", "gzip;q=0", "utf-8"])
+def test_content_coding_is_rejected(shared_server: Server, coding: str) -> None:
+    name = fresh_name()
+    body = gzip.compress(booking_of(name))
+    response = shared_server.call("POST", "/bookings", body, Content_Encoding=coding)
+    assert_problem(response, 415, "content-encoding")
+    assert response.headers["Accept-Encoding"] == "identity"
     assert_nothing_booked(shared_server, name)

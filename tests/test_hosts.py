@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,6 @@ FOREIGN_NAMES = [
     "127.0.0.1.evil.example",
     "a.b",
     "1.2.3.x",
-    "bookings.",
 ]
 # Names that no attacker can register.
 OWN_NAMES = [
@@ -33,7 +33,27 @@ OWN_NAMES = [
     "192.168.0.7",
     "bookings",
     "",
+    # A trailing dot makes a name absolute; it is the same name.
+    "localhost.",
+    "LocalHost.:3000",
+    "app.localhost.",
+    "bookings.",
 ]
+
+
+def maps_addresses() -> bool:
+    """Return whether IPv6 sockets serve IPv4 clients here."""
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::ffff:127.0.0.1", 0))
+    except OSError:
+        return False
+    return True
+
+
+requires_mapped_addresses = pytest.mark.skipif(
+    not maps_addresses(), reason="IPv6 sockets do not serve IPv4 clients here"
+)
 
 
 def book_as(server: Server, host: str, key: str) -> int:
@@ -47,8 +67,16 @@ def book_as(server: Server, host: str, key: str) -> int:
         ((), OWN_NAMES, FOREIGN_NAMES),
         (
             ("--allowed-hosts= Book.Example ,a.b",),
-            ["book.example:3000", "A.B", *OWN_NAMES],
-            FOREIGN_NAMES[:5],
+            ["book.example:3000", "A.B", "Book.Example.", "a.b.:3000", *OWN_NAMES],
+            [*FOREIGN_NAMES[:5], "x.book.example", "x.a.b"],
+        ),
+        (
+            ("--allowed-hosts=.book.example,a.b.",),
+            ["book.example", "x.book.example:3000", "X.y.Book.Example.", "a.b", *OWN_NAMES],
+            [*FOREIGN_NAMES[:5], "evilbook.example", "book.example.evil.example", "x.a.b"],
+        ),
+        pytest.param(
+            ("--host=::ffff:127.0.0.1",), OWN_NAMES, FOREIGN_NAMES, marks=requires_mapped_addresses
         ),
         (("--host=0.0.0.0",), [*OWN_NAMES, *FOREIGN_NAMES], []),
         (("--host=0.0.0.0", "--allowed-hosts=a.b"), ["a.b:3000", *OWN_NAMES], FOREIGN_NAMES[:5]),

@@ -5,26 +5,38 @@ Bytes that no HTTP library would send are in guarantees/test_hostile_http.py.
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 
 import pytest
 
 from bookings.problems import PROBLEM_TYPES
-from bookings.server.http1 import MAX_BODY, MAX_HEADER_BYTES, MAX_HEADERS, MAX_REQUEST_LINE
+from bookings.server.http1 import (
+    MAX_BODY,
+    MAX_HEADER_BYTES,
+    MAX_HEADERS,
+    MAX_REQUEST_LINE,
+    ChunkedBody,
+)
 from tests.helpers.clients import (
     CLOSE,
+    HOST,
+    JSON,
     TENANT,
     assert_serves,
     assert_silent,
+    booking_of,
     connect,
     get,
     only_response,
     post,
+    request,
     response_from,
     responses,
     statuses,
 )
-from tests.helpers.servers import Server, all_from, assert_problem
+from tests.helpers.servers import SOON, Server, all_from, assert_problem
 from tests.helpers.values import SLOT, VALID_BODY
 
 LAST = get(CLOSE)
@@ -141,6 +153,42 @@ def test_request_in_single_bytes_is_accepted(server: Server) -> None:
     assert_serves(server, [("slow", SLOT, "slow")])
 
 
+def test_chunked_request_in_single_bytes_is_accepted(server: Server) -> None:
+    chunks = b"".join(b"%x;a=b\r\n%c\r\n" % (1, byte) for byte in booking_of("slow"))
+    head = request(b"POST /bookings HTTP/1.1", HOST, JSON, b"Transfer-Encoding: chunked")
+    with connect(server) as connection:
+        for byte in head + chunks + b"0\r\nX: 1\r\n\r\n" + post("slow", CLOSE):
+            connection.send(bytes([byte]))
+        assert statuses(all_from(connection)) == [201, 200]
+    assert_serves(server, [("slow", SLOT, "slow")])
+
+
+def test_chunks_are_decoded_once_although_they_arrive_in_single_bytes() -> None:
+    body, rest, has_ended = ChunkedBody(), b"", False
+    for byte in b"1\r\n \r\n" * MAX_BODY + b"0\r\n" + b"X: 1\r\n" * 1000 + b"\r\nGET":
+        if has_ended:
+            rest += bytes([byte])
+        else:
+            rest, has_ended = body.decode(rest + bytes([byte]))
+            # If the beginning were decoded again for each byte, the time would be quadratic.
+            assert len(rest) < 6
+    assert (body.content, rest) == (b" " * MAX_BODY, b"GET")
+
+
+def test_body_of_unknown_length_is_sent_in_chunks_and_booked(server: Server) -> None:
+    """Like `fetch` with a stream, or .NET's PostAsJsonAsync."""
+    body = booking_of("stream")
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=SOON)
+    with contextlib.closing(connection):
+        for status in (201, 200):
+            pieces = iter([body[:1], body[1:50], body[50:]])
+            connection.request("POST", "/bookings", pieces, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            assert (response.status, response.will_close) == (status, False)
+            assert json.loads(response.read())["idempotency_key"] == "stream"
+    assert_serves(server, [("stream", SLOT, "stream")])
+
+
 LONGEST_LINE = b"GET /bookings?%s HTTP/1.1" % (b"a" * (MAX_REQUEST_LINE - 23))
 # Neither the request line nor the empty line at the end counts.
 LONGEST_HEAD = get(b"X: " + b"a" * (MAX_HEADER_BYTES - len(get().partition(b"\r\n")[2]) - 1))
@@ -182,6 +230,7 @@ def test_head_one_byte_over_limit_is_rejected(
 
 POST = b"POST /bookings HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+GZIP = CHUNKED.replace(b"chunked", b"gzip, chunked")
 FRAMING: dict[str, tuple[bytes, int, str]] = {
     "no request": (b"hello\r\n\r\n", 400, "malformed-request"),
     "no Host": (b"GET /bookings HTTP/1.1\r\n\r\n", 400, "malformed-request"),
@@ -192,8 +241,8 @@ FRAMING: dict[str, tuple[bytes, int, str]] = {
     ),
     "two lengths": (POST + b"Content-Length: 5\r\n" * 2 + b"\r\n12345", 400, "malformed-request"),
     "no length": (POST + b"\r\n" + json.dumps(VALID_BODY).encode(), 411, "length-required"),
-    "chunked": (POST + CHUNKED, 501, "transfer-encoding"),
-    "chunked with a length": (POST + b"Content-Length: 5\r\n" + CHUNKED, 501, "transfer-encoding"),
+    "chunked with a length": (POST + b"Content-Length: 5\r\n" + CHUNKED, 400, "malformed-request"),
+    "other coding": (POST + GZIP, 501, "transfer-encoding"),
     "body over the limit": (
         POST + b"Content-Length: %d\r\n\r\n" % (MAX_BODY + 1) + b" " * (MAX_BODY + 1),
         413,
@@ -228,7 +277,7 @@ FRAMING: dict[str, tuple[bytes, int, str]] = {
     "HTTP/2": (b"GET /bookings HTTP/2.0\r\nHost: x\r\n\r\n", 505, "http-version"),
 }
 PROVOKED_BY_OTHER_MODULES = {
-    *("malformed-json", "invalid-fields", "not-json"),
+    *("malformed-json", "invalid-fields", "not-json", "content-encoding"),
     *("no-such-path", "no-such-booking", "method-not-allowed"),
     *("slot-taken", "key-reused", "booking-cancelled", "too-slow", "internal-error"),
     *("database-busy", "database-unavailable", "database-full", "shutting-down"),
@@ -246,6 +295,26 @@ def test_framing_error_is_rejected_and_closes_connection(shared_server: Server, 
     assert_problem(response, status, problem_type)
     assert response.headers["Connection"] == "close"
     assert shared_server.rows() == before
+
+
+@pytest.mark.parametrize(
+    ("target", "explained"),
+    [
+        (b"/bookings?tenant_id=a b", True),
+        (b"/bookings?tenant_id=caf\xc3\xa9", True),
+        (b"/bookings?tenant_id=caf\xe9", True),
+        (b"http://x/bookings?tenant_id=a b", True),
+        (b" /bookings", False),
+        (b"bookings list", False),
+    ],
+)
+def test_target_that_is_not_encoded_is_explained(
+    shared_server: Server, target: bytes, explained: bool
+) -> None:
+    response = only_response(shared_server.raw(get(line=b"GET %s HTTP/1.1" % target)))
+    assert_problem(response, 400, "malformed-request")
+    assert response.headers["Connection"] == "close"
+    assert ("percent-encode" in response.json["detail"]) == explained
 
 
 def test_every_problem_type_is_provoked() -> None:

@@ -6,15 +6,15 @@ import itertools
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
-from urllib.parse import parse_qsl, quote, urlencode
+from urllib.parse import parse_qsl, quote, urlencode, urljoin
 
 import pytest
 
 from tests.helpers.clients import as_header
 from tests.helpers.servers import Response, Server, assert_problem
-from tests.helpers.values import INSTANTS, SLOT, fresh_name
+from tests.helpers.values import INSTANTS, SLOT, SPACE_FOR_PLUS, fresh_name
 
-LINK = re.compile(r'<(/bookings\?[!-;=?-~]*)>; rel="next"')
+LINK = re.compile(r'<(bookings\?[!-;=?-~]*)>; rel="next"')
 
 
 BEFORE, AFTER = "2026-01-01T09:59:59Z", "2026-01-01T10:00:01Z"
@@ -50,7 +50,7 @@ def next_target(response: Response) -> str | None:
         return None
     found = LINK.fullmatch(links[0])
     assert found, links
-    return found[1]
+    return urljoin("/bookings", found[1])
 
 
 def next_parameters(response: Response) -> dict[str, str]:
@@ -156,9 +156,15 @@ def test_bound_that_is_not_an_instant_is_rejected(shared_server: Server, bound: 
     insert_bookings(shared_server, tenant, [SLOT])
     # A URL cannot contain lone surrogates, and an unencoded + in it is a space.
     rejected = [sent for sent, stored, _ in INSTANTS if stored is None and "\ud800" not in sent]
-    for sent in [*map(quote, rejected), "2026-01-01T10:00:00+00:00", "%C2%B2026-01-01T10:00:00Z"]:
+
+    def reject(sent: str) -> str:
         response = shared_server.call("GET", f"/bookings?tenant_id={tenant}&{bound}={sent}")
         assert_problem(response, 400, "invalid-fields", bound)
+        return str(response.json["detail"])
+
+    for sent in [*map(quote, rejected), "%C2%B2026-01-01T10:00:00Z"]:
+        reject(sent)
+    assert SPACE_FOR_PLUS in reject("2026-01-01T10:00:00+00:00")
     assert stored_starts(shared_server, tenant) == [SLOT]
 
 
@@ -200,7 +206,7 @@ def test_limit_that_is_not_a_number_from_1_to_1000_is_rejected(hours: Server, li
         ("tenant_id=@&tenant_id=@", ["tenant_id"]),
         ("tenant_id=@&" + "&".join(["size=1"] * 16), ["query"]),
         ("tenant_id=@&limit", ["query"]),
-        ("tenant_id=@&", ["query"]),
+        ("tenant_id=@&=", [""]),
         ("tenant_id=@&from=%zz", ["query"]),
     ],
     ids=str,

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from bookings.process import ServerProcess
 from tests.helpers.clients import book_at
 from tests.helpers.processes import run_and_fail, without_override
 from tests.helpers.servers import ROOT, SOON, Server, at_once, patched
@@ -80,6 +81,24 @@ def test_ipv6_address_is_served(tmp_path: Path) -> None:
     with contextlib.closing(Server(tmp_path, "--host", "::1")) as server:
         assert f"http://[::1]:{server.port}," in server.startup_line
         assert book_at("::1", server.port) == 201
+        assert server.rows() == [BOOKING]
+
+
+def test_name_with_addresses_of_both_families_is_served_at_printed_url(tmp_path: Path) -> None:
+    """Like localhost on most machines. The first client to try may know only one of them."""
+    patch = """
+import socket
+real = socket.getaddrinfo
+def both(host, *arguments, **options):
+    hosts = ("::1", "127.0.0.1") if host == "localhost" else (host,)
+    return [address for each in hosts for address in real(each, *arguments, **options)]
+socket.getaddrinfo = both
+"""
+    program = patched(tmp_path, patch)
+    with contextlib.closing(Server(tmp_path, "--host=localhost", program=program)) as server:
+        assert server.url == f"http://127.0.0.1:{server.port}"
+        assert book_at("127.0.0.1", server.port) == 201
+        assert book_at("localhost", server.port) == 200
         assert server.rows() == [BOOKING]
 
 
@@ -290,14 +309,45 @@ def _old_python(version: str) -> Iterator[str]:
             yield python
 
 
+COMMANDS = [
+    [RUN, "--port=0"],
+    *(["-m", f"bookings.{name}"] for name in ("__main__", "show", "backup", "prove")),
+]
+
+
 @pytest.mark.parametrize("version", ["2.7", "3.6", "3.7", "3.8"])
 def test_old_python_is_rejected(tmp_path: Path, version: str) -> None:
     python = next(_old_python(version), None)
     if not python:
         pytest.skip(f"no Python {version} here")
-    line = run_and_fail(tmp_path, python, RUN, "--port=0", "--database=x.db")
-    assert re.search(rf"\b{version}\.[0-9].*\b3\.9\b", line)
+    for command in COMMANDS:
+        ended = subprocess.run(
+            [python, *command],
+            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=SOON,
+            check=False,
+        )
+        assert (ended.returncode, ended.stdout) == (1, "")
+        expected = rf"bookings: needs Python 3\.9 or newer; this is {version}\.[0-9]+\n"
+        assert re.fullmatch(expected, ended.stderr), ended.stderr
     assert not all_files(tmp_path)
+
+
+@pytest.mark.parametrize("isolated", ["-I", "-P"])
+def test_server_starts_in_isolated_mode(tmp_path: Path, isolated: str) -> None:
+    if isolated == "-P" and sys.version_info < (3, 11):
+        pytest.skip("this Python has no option -P")
+    command = [sys.executable, isolated, RUN, "--database=x.db"]
+    server = ServerProcess(command, cwd=tmp_path)
+    try:
+        assert server.url
+        assert book_at("127.0.0.1", server.port) == 201
+        assert rows_in(tmp_path / "x.db") == [BOOKING]
+    finally:
+        server.kill()
 
 
 def test_old_sqlite_is_rejected(tmp_path: Path) -> None:

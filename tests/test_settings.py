@@ -27,7 +27,7 @@ RUN = str(ROOT / "run.py")
         (
             (),
             {"PORT": "0", "HOST": "localhost", "BOOKINGS_DB": "environment.db"},
-            "localhost",
+            "127.0.0.1",
             "(?!3000)[0-9]+",
             "elsewhere/environment.db",
         ),
@@ -111,9 +111,29 @@ def test_bad_port_is_rejected(tmp_path: Path, port: str) -> None:
     assert not all_files(tmp_path)
 
 
-def test_bad_port_in_environment_is_rejected(tmp_path: Path) -> None:
-    assert "port" in run_and_fail(tmp_path, sys.executable, RUN, PORT="none")
-    assert not all_files(tmp_path)
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("PORT", "none"),
+        ("PORT", "tcp://10.0.0.1:80"),
+        ("WORKERS", "two"),
+        ("ALLOWED_HOSTS", "http://a.example"),
+        # conda sets this one to the platform.
+        ("HOST", "x86_64-conda-linux-gnu"),
+    ],
+)
+def test_rejection_names_environment_variable_or_flag(
+    tmp_path: Path, variable: str, value: str
+) -> None:
+    flag = f"--{variable.lower().replace('_', '-')}"
+    command = [sys.executable, RUN, "--database=x.db"]
+    port = {"PORT": "0"}
+    line = run_and_fail(tmp_path, *command, **{**port, variable: value})
+    assert value in line and re.search(rf"\b{variable}\b", line)
+    # A flag overrides the variable, and its error does not name it.
+    line = run_and_fail(tmp_path, *command, f"{flag}={value}", **{**port, variable: "none"})
+    assert value in line and not re.search(rf"\b{variable}\b", line)
+    assert set(all_files(tmp_path)) <= {"x.db"}
 
 
 @pytest.mark.parametrize(
@@ -123,6 +143,9 @@ def test_bad_port_in_environment_is_rejected(tmp_path: Path) -> None:
         "a.example:3000",
         "a.example/",
         "*.a.example",
+        "..a.example",
+        "a..example",
+        ".",
         "a b",
         "user@a.example",
         "bücher.example",

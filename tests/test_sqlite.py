@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,9 +19,10 @@ import pytest
 from bookings.stores import connections, creation, sql, sqlite
 from bookings.stores.model import PageQuery
 from tests.helpers.openapi import assert_documented
-from tests.helpers.servers import SOON, Response, Server, assert_problem, at_once
+from tests.helpers.servers import SOON, Response, Server, assert_problem, at_once, patched
 from tests.helpers.storage import BOOKING, INSERT
 from tests.helpers.tools import SCHEMA, posix_only
+from tests.helpers.values import SLOT
 
 # --- A database that cannot be used
 
@@ -68,6 +69,41 @@ def test_write_waits_for_busy_database_and_then_is_503(server: Server) -> None:
     assert (len(server.rows()), server.rows("cancellations")) == (4, before)
 
 
+def test_finished_request_is_repeated_while_database_is_busy(tmp_path: Path) -> None:
+    patch = "from bookings.stores import connections; connections.BUSY_SECONDS = 1.0"
+    program = patched(tmp_path, patch)
+    with contextlib.closing(Server(tmp_path, program=program)) as server:
+        made = server.book("acme", SLOT, "k1")
+        cancelled = server.book("acme", "2026-01-01T11:00:00Z", "k2").location
+        target = f"{cancelled}?tenant_id=acme"
+        assert server.call("DELETE", target).status == 204
+        before = server.rows()
+        requests: list[Callable[[], Response]] = [
+            lambda: server.book("acme", SLOT, "k1"),
+            lambda: server.call("DELETE", target),
+            lambda: server.book("acme", "2026-01-01T11:00:00Z", "k2"),
+            lambda: server.book("acme", "2026-01-01T12:00:00Z", "k1"),
+            lambda: server.book("acme", SLOT, "k3"),
+            lambda: server.call("DELETE", f"{made.location}?tenant_id=acme"),
+        ]
+        with contextlib.closing(sqlite3.connect(server.database, isolation_level=None)) as holder:
+            holder.execute("BEGIN IMMEDIATE")
+            started = time.monotonic()
+            replayed, again, gone, reused, *busy = at_once(
+                len(requests), lambda number: requests[number]()
+            )
+            # The lock may be free at any time of the wait, so it is not cut short.
+            assert 0.9 < time.monotonic() - started < 1.9
+        assert (replayed.status, replayed.body) == (200, made.body)
+        assert replayed.headers["Idempotent-Replayed"] == "true"
+        assert again.status == 204
+        assert_problem(gone, 410, "booking-cancelled", "idempotency_key")
+        assert_problem(reused, 422, "key-reused", "idempotency_key")
+        for response in busy:
+            assert_unavailable(response, "database-busy")
+        assert server.rows() == before
+
+
 @posix_only
 def test_database_moved_away_is_503_until_it_returns(server: Server) -> None:
     booked = server.book("acme")
@@ -79,7 +115,7 @@ def test_database_moved_away_is_503_until_it_returns(server: Server) -> None:
             server.book("acme", key="k2"),
             server.book("acme", "2026-01-02T10:00:00Z", "k2"),
             server.call("GET", "/bookings", X_Tenant_ID="acme"),
-            server.call("GET", booked.headers["Location"], X_Tenant_ID="acme"),
+            server.call("GET", booked.location, X_Tenant_ID="acme"),
             server.cancel(booked.json["id"]),
         ):
             assert_unavailable(response, "database-unavailable")

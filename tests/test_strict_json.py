@@ -70,6 +70,9 @@ TWICE = "twice"
 DEEP = "it is nested deeper than 64 levels"
 NOT_AN_OBJECT = "it is not an object"
 NOT_UTF8 = "it is not UTF-8 at byte "
+UTF16 = "it is UTF-16 or UTF-32; encode it in UTF-8"
+EMPTY = 'it is empty; send {"tenant_id": ...'
+QUOTES = "its names are not in double quotes; if a shell removed them"
 CONSTANT = " is not JSON"
 # The body, its encoding, and a part of the error's detail, "" if the `json` module words it.
 REJECTED_BODIES: list[tuple[str, str, str]] = [
@@ -116,12 +119,12 @@ REJECTED_BODIES: list[tuple[str, str, str]] = [
     ('{@, "n": 1٣}', "utf-8", ""),
     ('{@, "n": True}', "utf-8", ""),
     ("{@}", "utf-8-sig", "it starts with a byte order mark"),
-    ("{@}", "utf-16", NOT_UTF8 + "0"),
-    ("{@}", "utf-16-le", ""),
-    ("{@}", "utf-16-be", ""),
-    ("{@}", "utf-32", NOT_UTF8 + "0"),
-    ("{@}", "utf-32-le", ""),
-    ("{@}", "utf-32-be", ""),
+    ("{@}", "utf-16", UTF16),
+    ("{@}", "utf-16-le", UTF16),
+    ("{@}", "utf-16-be", UTF16),
+    ("{@}", "utf-32", UTF16),
+    ("{@}", "utf-32-le", UTF16),
+    ("{@}", "utf-32-be", UTF16),
     ('{@, "note": "café"}', "latin-1", NOT_UTF8),
     ('{@, "note": "\xc0\x80"}', "latin-1", NOT_UTF8),
     ('{@, "note": "\xf4\x90\x80\x80"}', "latin-1", NOT_UTF8),
@@ -133,9 +136,16 @@ REJECTED_BODIES: list[tuple[str, str, str]] = [
     (DIGITS, "utf-8", NOT_AN_OBJECT),
     ("null", "utf-8", NOT_AN_OBJECT),
     ("true", "utf-8", NOT_AN_OBJECT),
-    ("", "utf-8", ""),
-    ("  \n", "utf-8", ""),
+    ("", "utf-8", EMPTY),
+    ("  \n", "utf-8", EMPTY),
     ("\0", "utf-8", ""),
+    # What PowerShell, cmd and POSIX shells pass on if the quotes are those of another one.
+    ("{tenant_id: acme, start_time_utc: 2026-01-01T10:00:00Z}", "utf-8", QUOTES),
+    ("'{tenant_id:", "utf-8", QUOTES),
+    ("'{@}'", "utf-8", QUOTES),
+    ("{'tenant_id': 'acme'}", "utf-8", QUOTES),
+    ('{\\"tenant_id\\": \\"acme\\"}', "utf-8", QUOTES),
+    (' {\n  tenant_id: "acme"}', "utf-8", QUOTES),
     ("{@", "utf-8", ""),
     ("@}", "utf-8", ""),
     ("{@}}", "utf-8", ""),

@@ -21,9 +21,9 @@ from bookings.server.hosts import HostPolicy
 from bookings.server.request_log import log_request
 from bookings.stores.model import Store
 
-# How long a connection may be idle between two requests. Browsers and proxies keep connections
-# for a minute or two, and reconnecting costs little.
-IDLE_SECONDS = 60.0
+# How long a connection may be idle between two requests: longer than the 60 s after which nginx and
+# most balancers close one to a server. If both closed at the same moment, a request could be lost.
+IDLE_SECONDS = 75.0
 # Deadlines for a whole head and a whole body, however often a byte arrives. Each is one or two
 # packets, which take seconds on the worst networks.
 HEAD_SECONDS = 10.0
@@ -148,8 +148,7 @@ class Connection:
         first_line, *lines = head.decode("utf-8", "surrogateescape").split("\r\n")
         request_line = self._take_request_line(first_line)
         if not request_line:
-            detail = "The request line is not of the form METHOD /path HTTP/1.1."
-            raise Problem("malformed-request", detail)
+            raise Problem("malformed-request", http1.explain_request_line(first_line))
         method, target, version = request_line
         headers = http1.parse_headers(lines)
         ids = headers.get("x-request-id", [])
@@ -160,9 +159,9 @@ class Connection:
         if host is not None and not self._shared.hosts.accepts(host):
             detail = "Send localhost or the server's address, or allow this name: --allowed-hosts."
             raise Problem("unknown-host", detail)
-        length = http1.body_length(headers)
+        length = http1.body_length(headers, version)
         awaits_continue = http1.expects_continue(headers) and version > (1, 0)
-        if awaits_continue and len(self._received) < length:
+        if awaits_continue and (length is None or len(self._received) < length):
             self._socket.sendall(http1.CONTINUE)
         body = self._read_body(length)
         request = api.Request(method, target, headers, body)
@@ -187,8 +186,16 @@ class Connection:
             searched = max(0, len(self._received) - 3)
             self._receive_or_reject(deadline, "head")
 
-    def _read_body(self, length: int) -> bytes:
+    def _read_body(self, length: int | None) -> bytes:
+        """Return the body. It is chunked if `length` is None."""
         deadline = time.monotonic() + BODY_SECONDS
+        if length is None:
+            chunked = http1.ChunkedBody()
+            while True:
+                self._received, has_ended = chunked.decode(self._received)
+                if has_ended:
+                    return bytes(chunked.content)
+                self._receive_or_reject(deadline, "body")
         while len(self._received) < length:
             self._receive_or_reject(deadline, "body")
         body, self._received = self._received[:length], self._received[length:]

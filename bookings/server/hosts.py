@@ -18,7 +18,8 @@ _UNREGISTRABLE = re.compile(r"\[.*|[0-9.]*|[^.]*|.*\.localhost")
 
 
 class HostPolicy:
-    """Accepts unregistrable names and `allowed` names.
+    """Accepts unregistrable names and `allowed` names; `.example.com` stands for example.com and
+    all its subdomains.
 
     Without allowed names, a server that other machines can reach at `address` accepts every name:
     it may have any name, and other clients can read its responses anyway.
@@ -26,8 +27,18 @@ class HostPolicy:
 
     def __init__(self, allowed: Collection[str], address: str) -> None:
         self._allowed = allowed
-        self._accepts_all = not allowed and not ipaddress.ip_address(address).is_loopback
+        self._domains = tuple(name for name in allowed if name.startswith("."))
+        ip = ipaddress.ip_address(address)
+        # Before Python 3.13, ::ffff:127.0.0.1 is not a loopback address.
+        ip = getattr(ip, "ipv4_mapped", None) or ip
+        self._accepts_all = not allowed and not ip.is_loopback
 
     def accepts(self, host: str) -> bool:
-        name = _PORT.sub("", host.lower())
-        return self._accepts_all or bool(_UNREGISTRABLE.fullmatch(name)) or name in self._allowed
+        # A trailing dot makes a name absolute; it is the same host.
+        name = _PORT.sub("", host.lower()).removesuffix(".")
+        return (
+            self._accepts_all
+            or bool(_UNREGISTRABLE.fullmatch(name))
+            or name in self._allowed
+            or f".{name}".endswith(self._domains)
+        )

@@ -26,16 +26,23 @@ MAX_HEADERS = 100
 MAX_HEADER_BYTES = 32768
 # Longest body in bytes. A booking takes at most 7 KiB, with every character escaped.
 MAX_BODY = 16384
+# Longest line of the coding `chunked` in bytes, and most bytes that the coding may add to a body.
+# A body in chunks of one byte takes five more for each.
+MAX_CHUNK_LINE = 1024
+MAX_CHUNK_OVERHEAD = 6 * MAX_BODY
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _REQUEST_LINE = re.compile(rf"({_TOKEN}) ([!-~]+) HTTP/([0-9])\.([0-9])")
+_UNENCODED = re.compile(rf"{_TOKEN} (?:/|[Hh][Tt][Tt][Pp])[!-~]*[^!-~].* HTTP/[0-9]\.[0-9]")
 _HEADER = re.compile(rf"({_TOKEN}):([^\x00-\x08\x0a-\x1f\x7f]*)")
 _DIGITS = re.compile(r"[0-9]+")
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::[0-9]*)?")
 _BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
 _EMPTY_LINES = re.compile(rb"^(?:\r\n)+")
+# A size and extensions, which are ignored. 16 digits are more than any size needs.
+_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:[ \t]*;[^\x00-\x08\x0a-\x1f\x7f]*)?\r\n")
 
 # No cache may store a response: its key would not include the tenant, which may be in a header.
 # No browser may guess a media type.
@@ -82,6 +89,13 @@ def parse_request_line(line: str) -> RequestLine | None:
     return RequestLine(match[1], match[2], (int(match[3]), int(match[4]))) if match else None
 
 
+def explain_request_line(line: str) -> str:
+    """Say what is wrong with a line that `parse_request_line` rejects, and what to send."""
+    if _UNENCODED.fullmatch(line):
+        return "The target has a space or a character that is not ASCII; percent-encode it."
+    return "The request line is not of the form METHOD /path HTTP/1.1."
+
+
 def parse_headers(lines: Sequence[str]) -> dict[str, list[str]]:
     """Return the values of each header under its lower-case name."""
     headers: dict[str, list[str]] = {}
@@ -110,10 +124,17 @@ def host(headers: Headers, version: tuple[int, int]) -> str | None:
     return hosts[0] if hosts else None
 
 
-def body_length(headers: Headers) -> int:
-    """Return the length of the body in bytes: 0 without Content-Length (RFC 9112, section 6.3)."""
+def body_length(headers: Headers, version: tuple[int, int]) -> int | None:
+    """Return the length of the body in bytes, 0 without a body (RFC 9112, section 6.3), or None if
+    the body is chunked.
+    """
     if "transfer-encoding" in headers:
-        raise Problem("transfer-encoding", "Send the body unencoded, with its Content-Length.")
+        if "content-length" in headers or version < (1, 1):
+            detail = "Send Content-Length, or Transfer-Encoding: chunked in HTTP/1.1, but not both."
+            raise Problem("malformed-request", detail)
+        if [coding.lower() for coding in headers["transfer-encoding"]] != ["chunked"]:
+            raise Problem("transfer-encoding", "The only supported transfer coding is chunked.")
+        return None
     lengths = headers.get("content-length", ["0"])
     if len(lengths) > 1 or not _DIGITS.fullmatch(lengths[0]):
         detail = "Send exactly one Content-Length, of decimal digits only."
@@ -122,6 +143,58 @@ def body_length(headers: Headers) -> int:
     if len(digits) > len(str(MAX_BODY)) or int(digits) > MAX_BODY:
         raise Problem("body-too-large", f"Send a body of at most {MAX_BODY} bytes.")
     return int(digits)
+
+
+class ChunkedBody:
+    """Decodes a body in the coding `chunked` (RFC 9112, section 7.1) while it arrives.
+
+    Extensions and trailers are ignored: no value of a booking comes in them.
+    """
+
+    def __init__(self) -> None:
+        self.content = bytearray()
+        self._overhead = 0
+        self._in_trailers = False
+
+    def decode(self, received: bytes) -> tuple[bytes, bool]:
+        """Decode what has arrived completely. Return the bytes after it, and whether the body has
+        ended.
+        """
+        start = 0
+        while True:
+            data = received.find(b"\n", start, start + MAX_CHUNK_LINE) + 1
+            line = received[start : data or start + MAX_CHUNK_LINE]
+            if self._overhead + len(line) > MAX_CHUNK_OVERHEAD or len(line) == MAX_CHUNK_LINE:
+                raise Problem("body-too-large", "Send fewer chunks, extensions and trailers.")
+            if not data:
+                return received[start:], False
+            if self._in_trailers and line == b"\r\n":
+                return received[data:], True
+            end = data
+            if self._in_trailers:
+                parse_headers([line.decode("utf-8", "surrogateescape").removesuffix("\r\n")])
+            elif size := self._size(line):
+                end = data + size + 2
+                line_end = received[data + size : end]
+                if not b"\r\n".startswith(line_end):
+                    raise Problem("malformed-request", "A chunk is longer than its size.")
+                if line_end != b"\r\n":
+                    return received[start:], False
+                self.content += received[data : data + size]
+            else:
+                self._in_trailers = True
+            self._overhead += len(line) + 2
+            start = end
+
+    def _size(self, line: bytes) -> int:
+        """Return the size in the first line of a chunk."""
+        match = _CHUNK_LINE.fullmatch(line)
+        if not match:
+            raise Problem("malformed-request", "A chunk does not start with its size and CRLF.")
+        size = int(match[1], 16)
+        if len(self.content) + size > MAX_BODY:
+            raise Problem("body-too-large", f"Send a body of at most {MAX_BODY} bytes.")
+        return size
 
 
 def expects_continue(headers: Headers) -> bool:

@@ -53,7 +53,11 @@ _logger = logging.getLogger("bookings")
 
 def listen(host: str, port: int) -> socket.socket:
     """Return a listening socket. Raise OSError, or UnicodeError if `host` cannot be a name."""
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    # Of a name with addresses of both families, such as localhost, every client can reach the IPv4
+    # one: those that try IPv6 first go on to it.
+    addresses.sort(key=lambda entry: entry[0] != socket.AF_INET)
+    family, kind, protocol, _, address = addresses[0]
     listener = socket.socket(family, kind, protocol)
     try:
         if os.name != "nt":  # On Windows the option lets two servers share a port.

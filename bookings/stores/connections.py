@@ -35,6 +35,11 @@ def failure_reason(error: Exception) -> FailureReason:
     return FAILURE_REASONS.get(str(error), FailureReason.UNREACHABLE)
 
 
+def is_busy(error: Exception) -> bool:
+    """Return whether a statement failed because another program holds a lock."""
+    return failure_reason(error) is FailureReason.BUSY
+
+
 @contextmanager
 def translate_errors() -> Iterator[None]:
     """Raise Unavailable for errors of SQLite and the system, but not for faults of this program."""

@@ -162,25 +162,22 @@ class SQLiteStore:
         with connections.translate_errors(), self._wal_descriptor() as wal:
             with closing(self._connect_to_write()) as db:
                 in_queue = self._shared.queue.enter(QUEUE_TIMEOUT)
-                longest = QUEUE_SECONDS if in_queue else connections.BUSY_SECONDS
-                connections.set_busy_timeout(db, started + longest - time.monotonic())
+                connections.set_busy_timeout(db, started + QUEUE_SECONDS - time.monotonic())
 
                 def execute(statement: str, values: sql.Values) -> sqlite3.Cursor:
                     nonlocal in_queue
-                    try:
-                        return db.execute(statement, values)
-                    except sqlite3.OperationalError as error:
-                        if (
-                            not in_queue
-                            or connections.failure_reason(error) is not FailureReason.BUSY
-                        ):
-                            raise
-                        self._shared.queue.leave()
-                        in_queue = False
-                        connections.set_busy_timeout(
-                            db, started + connections.BUSY_SECONDS - time.monotonic()
-                        )
-                        return db.execute(statement, values)
+                    if in_queue:
+                        try:
+                            return db.execute(statement, values)
+                        except sqlite3.OperationalError as error:
+                            if not connections.is_busy(error):
+                                raise
+                            self._shared.queue.leave()
+                            in_queue = False
+                    # All statements together wait no longer than this.
+                    remaining = started + connections.BUSY_SECONDS - time.monotonic()
+                    connections.set_busy_timeout(db, remaining)
+                    return db.execute(statement, values)
 
                 try:
                     yield execute
@@ -283,16 +280,20 @@ def insert_or_explain(execute: Execute, new: NewBooking) -> model.Decision:
     row = {**new._asdict(), "created_at": model.current_time()}
     try:
         cursor = execute(sql.INSERT, row)
-    except sqlite3.IntegrityError as error:
+    except sqlite3.DatabaseError as error:
         # The message names only one of several violated rules, so the cause is looked up. A CHECK
         # constraint or an operator's trigger is not a conflict.
-        if not str(error).startswith((sql.UNIQUE_VIOLATION, sql.CANCELLED)):
+        is_conflict = str(error).startswith((sql.UNIQUE_VIOLATION, sql.CANCELLED))
+        if not is_conflict and not connections.is_busy(error):
             raise
-    else:
-        if cursor.rowcount != 1 or cursor.lastrowid is None:
-            raise RuntimeError("the INSERT had no effect; does a trigger ignore it?")
-        return Outcome.CREATED, Booking(cursor.lastrowid, **row)
-    return model.explain_conflict(new, sql.as_found(execute(sql.FIND_BY_KEY, row).fetchone()))
+        found = sql.as_found(execute(sql.FIND_BY_KEY, row).fetchone())
+        # A repeated request needs no write lock: the booking that has its key explains it.
+        if not is_conflict and not found:
+            raise
+        return model.explain_conflict(new, found)
+    if cursor.rowcount != 1 or cursor.lastrowid is None:
+        raise RuntimeError("the INSERT had no effect; does a trigger ignore it?")
+    return Outcome.CREATED, Booking(cursor.lastrowid, **row)
 
 
 def cancel_or_explain(execute: Execute, tenant_id: str, booking_id: int) -> bool:
@@ -303,7 +304,15 @@ def cancel_or_explain(execute: Execute, tenant_id: str, booking_id: int) -> bool
         "cancelled_at": model.current_time(),
     }
     # If anything fails before COMMIT, closing the connection rolls back.
-    execute("BEGIN IMMEDIATE", {})
+    try:
+        execute("BEGIN IMMEDIATE", {})
+    except sqlite3.OperationalError as error:
+        # A repeated cancellation needs no write lock.
+        if connections.is_busy(error) and isinstance(
+            sql.as_found(execute(sql.FIND_BY_ID, values).fetchone()), Cancellation
+        ):
+            return True
+        raise
     try:
         moved = execute(sql.INSERT_CANCELLATION, values).rowcount
     except sqlite3.IntegrityError as error:

@@ -9,6 +9,7 @@ import re
 import select
 import socket
 import struct
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -49,7 +50,10 @@ WORDS = {
     "bare": r"{rest}\r\n\r\n",
     "body": r"Content-Length: {size}\r\n\r\n{rest}",
     "zeros": r"Content-Length: " + "0" * 30 + r"{size}\r\n\r\n{rest}",
-    "chunk": r"{size:x}\r\n{rest}\r\n0\r\n\r\n",
+    "coded": r"<<post>>Transfer-Encoding: chunked\r\n\r\n",
+    "chunk": r"{size:x}\r\n{rest}\r\n",
+    "end": r"0\r\n\r\n",
+    "chunks": r"Transfer-Encoding: chunked\r\n\r\n<<chunk {rest}>><<end>>",
     "members": '"tenant_id": "{rest}", '
     f'"start_time_utc": "{SLOT}", '
     '"idempotency_key": "{rest}"',
@@ -253,7 +257,7 @@ FRAMING_BYTES = [
     *b"\r\n\r\n|\r\n X: |\xc3\xa9|\xe2\x80\xa8|GET |HEAD |POST | HTTP/1.1\r\n".split(b"|"),
     *b"HTTP/1.0|Host: localhost\r\n|Content-Length: 0\r\n|Content-Length: 5\r\n".split(b"|"),
     *b"Transfer-Encoding: chunked\r\n|X-Tenant-ID: a\r\n|Connection: close\r\n".split(b"|"),
-    b"Expect: 100-continue\r\n",
+    *b"Expect: 100-continue\r\n|0\r\n\r\n|\r\n5\r\n|;a=b|0x|fffffffff".split(b"|"),
     SMUGGLED,
 ]
 # Short enough for hundreds of mutants per second.
@@ -317,6 +321,19 @@ def mutants(seed: int) -> Iterator[tuple[bytes, list[bytes]]]:
         yield text, [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)])]
 
 
+def chunked_length(sent: bytes) -> int:
+    """Return the length of a chunked body with its trailers; without an end it is infinite."""
+    end, size = 0, 1
+    while size:
+        first = re.compile(rb"0*([0-9A-Fa-f]{1,8})[^\n]*\n").match(sent, end)
+        if not first:
+            return sys.maxsize
+        size = int(first[1], 16)
+        end = first.end() + size + 2 * bool(size)
+    trailers = re.compile(rb"(?:[^\r\n]+\r\n)*\r\n").match(sent, end)
+    return trailers.end() if trailers else sys.maxsize
+
+
 def framed(sent: bytes) -> tuple[list[str], int]:
     """Return the methods of the requests that a lenient server could find, and how many are whole.
 
@@ -330,10 +347,13 @@ def framed(sent: bytes) -> tuple[list[str], int]:
             return methods, len(methods)
         methods.append("HEAD" if head.startswith(b"HEAD ") else "")
         lengths = re.findall(rb"(?i)\r\ncontent-length:([^\r]*)", head)
-        digits = re.fullmatch(rb"[ \t]*0*([0-9]{1,9})[ \t]*", lengths[0]) if lengths else None
-        length = int(digits[1]) if digits else 0
-        uncertain = len(lengths) > 1 or re.search(rb"(?i)\r\ntransfer-encoding:", head)
-        if not end or len(rest) < length or uncertain:
+        codings = re.findall(rb"(?i)\r\ntransfer-encoding:([^\r]*)", head)
+        if codings and not lengths:
+            length = chunked_length(rest)
+        else:
+            digits = re.fullmatch(rb"[ \t]*0*([0-9]{1,9})[ \t]*", lengths[0]) if lengths else None
+            length = int(digits[1]) if digits else 0
+        if not end or len(rest) < length or len(lengths) + len(codings) > 1:
             return methods, len(methods) - 1
         sent = rest[length:]
 

@@ -77,7 +77,7 @@ BOOKS = [book_in_body, book_in_headers]
 def owned(shared_server: Server) -> Response:
     """A booking of the owner, for tests whose requests are all rejected."""
     booked = shared_server.book(OWNER, SLOTS[0], "owner's key")
-    assert (booked.status, booked.headers["Location"]) == (201, "/bookings/1")
+    assert (booked.status, booked.location) == (201, "/bookings/1")
     return booked
 
 
@@ -107,7 +107,7 @@ def test_id_of_another_tenant_is_answered_like_unknown_id(
     if method == "GET":
         assert_problem(responses["foreign"], 404, "no-such-booking")
         assert responses["own"].body == own.body
-    assert ask(server, read("GET", owned.headers["Location"], OWNER)).status == 200
+    assert ask(server, read("GET", owned.location, OWNER)).status == 200
 
 
 @pytest.mark.both_stores
@@ -244,12 +244,12 @@ def test_similar_names_are_different_tenants(server: Server) -> None:
         (tenant, SLOTS[0], f"k{number}") for number, tenant in enumerate(SIMILAR)
     ]
     for number, tenant in enumerate(SIMILAR):
-        neighbour = booked[SIMILAR[number - 1]].headers["Location"]
+        neighbour = booked[SIMILAR[number - 1]].location
         for read in READS:
             listed = ask(server, read("GET", "/bookings", tenant))
             assert listed.json == [booked[tenant].json], (tenant, read)
             assert ask(server, read("GET", neighbour, tenant)).status == 404, (tenant, read)
-        own = ask(server, in_query("GET", booked[tenant].headers["Location"], tenant))
+        own = ask(server, in_query("GET", booked[tenant].location, tenant))
         assert own.body == booked[tenant].body
 
 

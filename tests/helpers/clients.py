@@ -33,7 +33,7 @@ FRAMING_ERRORS: dict[int, tuple[bytes, ...]] = {
     417: (b"%s %s HTTP/1.1", b"Content-Length: 0", b"Expect: wonders"),
     421: (b"%s %s HTTP/1.1", b"Host: rebound.example"),
     431: (b"%s %s HTTP/1.1", *[b"X: x"] * MAX_HEADERS),
-    501: (b"%s %s HTTP/1.1", b"Transfer-Encoding: chunked"),
+    501: (b"%s %s HTTP/1.1", b"Transfer-Encoding: gzip"),
     505: (b"%s %s HTTP/2.0",),
 }
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 from bookings.process import ServerProcess
 from bookings.server.server import BookingServer, listen
@@ -40,6 +41,11 @@ class Response:
     @property
     def json(self) -> Any:
         return json.loads(self.body)
+
+    @property
+    def location(self) -> str:
+        """The target of the booking that a POST /bookings made."""
+        return urljoin("/bookings", self.headers["Location"])
 
 
 class Server(ServerProcess):

@@ -44,6 +44,7 @@ NOT_IN_CALENDAR = "does not exist"
 OUT_OF_RANGE = "is out of range; years go from 1970 to 9999"
 OUTSIDE_AFTER_CONVERSION = "its UTC equivalent is outside the years 1970 to 9999"
 BAD_OFFSET = "has an invalid offset"
+SPACE_FOR_PLUS = "has a space where + may have been; in a query, send + as %2B"
 NO_OFFSET = "has no offset; if it is in UTC, send 2026-01-01T10:00:00Z"
 HAS_FRACTION = "has a fraction of a second; slots start on whole seconds, like 2026-01-01T10:00:00Z"
 UTC_EQUIVALENT = "its UTC equivalent is "
@@ -84,6 +85,10 @@ INSTANTS: list[tuple[str, str | None, str]] = [
     ("9999-12-31T23:59:59-00:01", None, OUTSIDE_AFTER_CONVERSION),
     ("2026-01-01T10:00:00+24:00", None, BAD_OFFSET),
     ("2026-01-01T10:00:00+00:60", None, BAD_OFFSET),
+    ("2026-01-01T10:00:00 00:00", None, SPACE_FOR_PLUS),
+    ("2026-01-01T10:00:00 02:00", None, SPACE_FOR_PLUS),
+    ("2026-01-01T10:00:00.000 00:00", None, SPACE_FOR_PLUS),
+    ("2026-01-01T10:00:00  00:00", None, NOT_AN_INSTANT),
     ("2026-01-01T10:00:00+0000", None, NOT_AN_INSTANT),
     ("2026-01-01T10:00:00+00", None, NOT_AN_INSTANT),
     ("2026-01-01T10:00:00+00:00:00", None, NOT_AN_INSTANT),
