@@ -257,7 +257,8 @@ def kills(target: Target, tenant: str) -> tuple[str, str]:
 def main() -> int:
     """Run the parts that apply. Return the exit code, 1 if any part failed."""
     parser = argparse.ArgumentParser(
-        prog=f"python -m {_NAME}", description="Try to book a slot twice, in several ways."
+        prog=f"python -m {_NAME}",
+        description="Try to book a slot twice and to bring back a cancelled booking.",
     )
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--url", help="test the running server at this URL, with new tenants")
