@@ -26,9 +26,9 @@ PROBLEM_TYPES: Mapping[str, ProblemType] = {
     "malformed-request": ProblemType(
         400,
         "The request is not well-formed HTTP",
-        "The request line, a header or the length breaks the grammar of RFC 9112. The server "
-        "closed the connection if it could not tell where the request ends. Use an HTTP client, "
-        "and check any proxy that rewrites requests.",
+        "The request line, a header, the length or a chunk breaks the grammar of RFC 9112. The "
+        "server closed the connection if it could not tell where the request ends. Use an HTTP "
+        "client, and check any proxy that rewrites requests.",
     ),
     "malformed-json": ProblemType(
         400,

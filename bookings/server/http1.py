@@ -177,7 +177,7 @@ class ChunkedBody:
                 end = data + size + 2
                 line_end = received[data + size : end]
                 if not b"\r\n".startswith(line_end):
-                    raise Problem("malformed-request", "A chunk is longer than its size.")
+                    raise Problem("malformed-request", "A chunk does not end where its size says.")
                 if line_end != b"\r\n":
                     return received[start:], False
                 self.content += received[data : data + size]
@@ -190,7 +190,7 @@ class ChunkedBody:
         """Return the size in the first line of a chunk."""
         match = _CHUNK_LINE.fullmatch(line)
         if not match:
-            raise Problem("malformed-request", "A chunk does not start with its size and CRLF.")
+            raise Problem("malformed-request", "A chunk does not start with its hexadecimal size.")
         size = int(match[1], 16)
         if len(self.content) + size > MAX_BODY:
             raise Problem("body-too-large", f"Send a body of at most {MAX_BODY} bytes.")
