@@ -24,12 +24,14 @@ def main() -> int:
         return terminal.fail(_NAME, f"cannot start: {error.strerror or error}")
     except KeyboardInterrupt:  # Before the workers handle signals.
         return 130
+    finally:
+        request_log.close()
 
 
 def _serve() -> int:
     options = settings.parse_server_settings()
     terminal.tolerate_unprintable_characters()
-    request_log.configure(options.quiet)
+    request_log.configure(options.quiet, options.workers)
     database = find_database(options.database)
     database.create()
     try:
