@@ -27,7 +27,7 @@ from tests.helpers.clients import (
 )
 from tests.helpers.processes import requires_fork
 from tests.helpers.servers import SOON, Server, assert_problem, at_once, patched, until
-from tests.helpers.storage import FAULT_TRIGGER, set_aside
+from tests.helpers.storage import FAULT, set_aside
 from tests.helpers.tools import posix_only
 from tests.helpers.values import SLOT, fresh_name
 
@@ -126,7 +126,7 @@ def test_generated_request_ids_are_unique(shared_server: Server) -> None:
 
 @pytest.mark.parametrize("own", [None, "mine"])
 def test_fault_has_request_id_in_response_and_quiet_log(server: Server, own: str | None) -> None:
-    server.execute(FAULT_TRIGGER)
+    server.execute(*FAULT)
     assert server.call("GET", "/live").status == 200
     headers = {"X_Request_ID": own} if own else {}
     response = server.book(**headers)
@@ -433,7 +433,7 @@ def test_pipe_that_nobody_reads_delays_neither_requests_nor_shutdown(
         assert 100 < len(lines) < 3000 and all(map(LINE.fullmatch, lines))
         _send_many(logging_server, 750)
         # Faults are dropped as well.
-        logging_server.execute(FAULT_TRIGGER)
+        logging_server.execute(*FAULT)
         assert logging_server.book().status == 500
         started = time.monotonic()
         assert logging_server.stop() == 0
@@ -455,7 +455,7 @@ def test_last_lines_reach_pipe_before_shutdown_ends(tmp_path: Path) -> None:
 def test_fault_with_line_breaks_starts_one_log_entry(logging_server: Server) -> None:
     """Continuation lines start with a space, and no entry does."""
     text = FORGED.decode()
-    logging_server.execute(FAULT_TRIGGER.replace("closed", f"closed\n{text}\n{text}"))
+    logging_server.execute(*(each.replace("closed", f"closed\n{text}\n{text}") for each in FAULT))
     response = logging_server.book(X_Request_ID="mine")
     assert response.status == 500
     logging_server.stop()
@@ -483,7 +483,7 @@ def test_quiet_server_logs_faults_but_no_requests(server: Server) -> None:
     assert server.book().status == 201
     assert server.call("GET", "/nowhere").status == 404
     server.raw(b"GARBAGE\r\n\r\n")
-    server.execute(FAULT_TRIGGER)
+    server.execute(*FAULT)
     assert server.book(key="k2", start="2026-01-02T10:00:00Z", X_Request_ID="mine").status == 500
     server.stop()
     entries = [line for line in server.log.read_text().splitlines() if not line.startswith(" ")]
