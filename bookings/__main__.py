@@ -6,7 +6,7 @@ import os
 import sys
 
 from bookings import settings, terminal
-from bookings.server import request_log, workers
+from bookings.server import request_log, unix_socket, workers
 from bookings.server.server import listen
 from bookings.stores import find_database
 from bookings.stores.model import CannotOpen
@@ -42,8 +42,10 @@ def _serve() -> int:
         if options.host == os.environ.get("HOST"):
             reason = f"{reason}; environment variable HOST sets this address, --host overrides it"
         return terminal.fail(_NAME, f"cannot listen on {address}: {reason}")
-    address = _join(*listener.getsockname()[:2])
-    startup_line = f"Bookings on http://{address}, database {database.name}"
+    bound = listener.getsockname()
+    is_path = isinstance(bound, str)
+    url = f"{unix_socket.PREFIX}{bound}" if is_path else f"http://{_join(*bound[:2])}"
+    startup_line = f"Bookings on {url}, database {database.name}"
     return workers.serve(
         listener,
         database,
@@ -54,6 +56,8 @@ def _serve() -> int:
 
 
 def _join(host: str, port: int) -> str:
+    if host.startswith(unix_socket.PREFIX):
+        return host
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 

@@ -44,7 +44,7 @@ def parse_server_settings() -> argparse.Namespace:
     parser.add_argument(
         "--host",
         help="address to listen on (environment: HOST; default: 127.0.0.1, which only this machine "
-        "can reach)",
+        "can reach), or unix:PATH for a unix socket, which ignores --port",
     )
     add_database(parser)
     parser.add_argument(

@@ -6,6 +6,7 @@
     request_log  one line per request
     connection   one client: reads, deadlines, responses
     server       accepts connections, bounds their number, shuts down
+    unix_socket  a listening socket with a path
     signals      which signals end the server
     workers      processes that share a listening socket, and their supervisor
 
