@@ -18,7 +18,7 @@ from re import Match, Pattern
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlencode
 
-from bookings import fields
+from bookings import __version__, fields
 from bookings.problems import PROBLEM_TYPES, FieldError, Problem
 from bookings.stores.model import (
     Cancellation,
@@ -182,7 +182,8 @@ def _ready(store: Store) -> Response:
 
 
 def _openapi(store: Store) -> Response:
-    return Response(200, [_JSON], Path(__file__).with_name("openapi.json").read_bytes())
+    document = Path(__file__).with_name("openapi.json").read_bytes()
+    return Response(200, [_JSON], document.replace(b"{version}", __version__.encode()))
 
 
 def _problems(store: Store) -> Response:

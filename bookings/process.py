@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-_STARTUP_LINE = re.compile(r"Bookings on (http://\S+:([0-9]+)|unix:.+), database")
+_STARTUP_LINE = re.compile(r"Bookings \S+ on (http://\S+:([0-9]+)|unix:.+), database")
 
 
 class ServerProcess:

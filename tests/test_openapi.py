@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 import pytest
 
-from bookings import api, fields, values
+from bookings import __version__, api, fields, values
 from bookings.problems import PROBLEM_TYPES
 from tests.helpers.clients import (
     FRAMING_ERRORS,
@@ -627,8 +627,10 @@ def test_query_parameter_is_accepted_only_where_documented(
         assert_documented(response, method, path)
 
 
-def test_document_is_served_unchanged(shared_server: Server) -> None:
+def test_document_is_served_with_version(shared_server: Server) -> None:
     response = shared_server.call("GET", "/openapi.json")
     assert (response.status, response.headers["Content-Type"]) == (200, "application/json")
-    assert response.body == (ROOT / "bookings" / "openapi.json").read_bytes()
+    assert response.json["info"]["version"] == __version__
+    document = (ROOT / "bookings" / "openapi.json").read_bytes()
+    assert response.body == document.replace(b"{version}", __version__.encode())
     assert_documented(response, "GET", "/openapi.json")

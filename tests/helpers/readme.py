@@ -56,7 +56,7 @@ def normalized(text: str) -> str:
     text = re.sub(times, "", text, flags=re.MULTILINE)
     text = re.sub(r"^(Date:) .* GMT$", r"\1", text, flags=re.MULTILINE)
     text = re.sub(r"^(X-Request-ID:) [0-9a-f]{16}$", r"\1", text, flags=re.MULTILINE)
-    text = re.sub(r"^(Bookings on .*, database )\S*/", r"\1", text, flags=re.MULTILINE)
+    text = re.sub(r"^(Bookings \S+ on .*, database )\S*/", r"\1", text, flags=re.MULTILINE)
     return re.sub(r"\brace-[1-5]\b", "race", text)
 
 
