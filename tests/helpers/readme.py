@@ -11,6 +11,8 @@ from tests.helpers.servers import CANONICAL, ROOT
 DOCUMENTS = [
     path for path in (ROOT / "README.md", ROOT / "bookings" / "OPERATING.md") if path.exists()
 ]
+# Languages of files for other programs, which test_proxy.py runs and verifies.
+CONFIGURATIONS = ("nginx", "ini")
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _OUTPUT_LANGUAGES = ("http", "json", "text", "sql")
 
@@ -41,6 +43,12 @@ def steps_of(document: Path) -> list[Step]:
             steps.append(Step(language, content))
         end = block.end()
     return steps
+
+
+def configuration(language: str) -> str:
+    """Return the only block of the documents in this language."""
+    (text,) = (s.command for path in DOCUMENTS for s in steps_of(path) if s.language == language)
+    return text
 
 
 def needs_cluster(step: Step) -> bool:
