@@ -1,17 +1,15 @@
-"""Starts the server: settings, database, listening socket, workers."""
+"""Starts the server: settings, database, listening socket, workers. run.py calls it as well."""
 
 from __future__ import annotations
 
 import os
 import sys
 
-from bookings import settings, terminal
-from bookings.server import request_log, workers
+from bookings import __version__, settings, terminal
+from bookings.server import request_log, unix_socket, workers
 from bookings.server.server import listen
 from bookings.stores import find_database
 from bookings.stores.model import CannotOpen
-
-_NAME = "run.py"
 
 
 def main() -> int:
@@ -19,17 +17,19 @@ def main() -> int:
     try:
         return _serve()
     except CannotOpen as error:
-        return terminal.fail(_NAME, str(error))
+        return terminal.fail(settings.program_name(), str(error))
     except OSError as error:
-        return terminal.fail(_NAME, f"cannot start: {error.strerror or error}")
+        return terminal.fail(settings.program_name(), f"cannot start: {error.strerror or error}")
     except KeyboardInterrupt:  # Before the workers handle signals.
         return 130
+    finally:
+        request_log.close()
 
 
 def _serve() -> int:
     options = settings.parse_server_settings()
     terminal.tolerate_unprintable_characters()
-    request_log.configure(options.quiet)
+    request_log.configure(options.quiet, options.workers)
     database = find_database(options.database)
     database.create()
     try:
@@ -39,9 +39,11 @@ def _serve() -> int:
         address = _join(options.host, options.port)
         if options.host == os.environ.get("HOST"):
             reason = f"{reason}; environment variable HOST sets this address, --host overrides it"
-        return terminal.fail(_NAME, f"cannot listen on {address}: {reason}")
-    address = _join(*listener.getsockname()[:2])
-    startup_line = f"Bookings on http://{address}, database {database.name}"
+        return terminal.fail(settings.program_name(), f"cannot listen on {address}: {reason}")
+    bound = listener.getsockname()
+    is_path = isinstance(bound, str)
+    url = f"{unix_socket.PREFIX}{bound}" if is_path else f"http://{_join(*bound[:2])}"
+    startup_line = f"Bookings {__version__} on {url}, database {database.name}"
     return workers.serve(
         listener,
         database,
@@ -52,6 +54,8 @@ def _serve() -> int:
 
 
 def _join(host: str, port: int) -> str:
+    if host.startswith(unix_socket.PREFIX):
+        return host
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 

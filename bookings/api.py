@@ -18,7 +18,7 @@ from re import Match, Pattern
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlencode
 
-from bookings import fields
+from bookings import __version__, fields
 from bookings.problems import PROBLEM_TYPES, FieldError, Problem
 from bookings.stores.model import (
     Cancellation,
@@ -26,12 +26,16 @@ from bookings.stores.model import (
     NewBooking,
     Outcome,
     PageQuery,
+    RejectedByRule,
     Store,
     Unavailable,
 )
 
 # Seconds in Retry-After: longer than any commit, short enough for a client that obeys it.
 _RETRY_AFTER = "1"
+
+# Longest text of an operator's rule in a response, in characters.
+_MAX_RULE = 500
 
 _JSON = ("Content-Type", "application/json")
 _PROBLEM_JSON = ("Content-Type", "application/problem+json")
@@ -92,6 +96,10 @@ def respond(request: Request, store: Store) -> Response:
                 return route.handler(request, query, match, store)
             except Unavailable as error:
                 raise Problem(*_UNAVAILABLE[error.reason]) from error.__cause__
+            except RejectedByRule as error:
+                text = str(error)[:_MAX_RULE]
+                detail = f"The operator of this service rejects this: {text}"
+                raise Problem("rejected-by-rule", detail) from None
     raise Problem("no-such-path", "Send the request to /bookings or to a path that GET / lists.")
 
 
@@ -174,7 +182,8 @@ def _ready(store: Store) -> Response:
 
 
 def _openapi(store: Store) -> Response:
-    return Response(200, [_JSON], Path(__file__).with_name("openapi.json").read_bytes())
+    document = Path(__file__).with_name("openapi.json").read_bytes()
+    return Response(200, [_JSON], document.replace(b"{version}", __version__.encode()))
 
 
 def _problems(store: Store) -> Response:

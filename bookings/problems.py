@@ -75,6 +75,13 @@ PROBLEM_TYPES: Mapping[str, ProblemType] = {
         "The tenant already has a booking at this start time under another idempotency key, and "
         "the database rejected a second one. Choose another start time. The key was not used.",
     ),
+    "rejected-by-rule": ProblemType(
+        409,
+        "A rule of the operator rejects the request",
+        "The operator of this service added a rule to the database, such as opening hours, and "
+        "detail has its text. Nothing was changed, and the key of a new booking was not used. "
+        "Change the request so that it follows the rule.",
+    ),
     "booking-cancelled": ProblemType(
         410,
         "The booking was cancelled",

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-_STARTUP_LINE = re.compile(r"Bookings on (http://\S+:([0-9]+)), database")
+_STARTUP_LINE = re.compile(r"Bookings \S+ on (http://\S+:([0-9]+)|unix:.+), database")
 
 
 class ServerProcess:
@@ -46,7 +46,8 @@ class ServerProcess:
         assert self.process.stdout
         self.startup_line = self.process.stdout.readline()
         match = _STARTUP_LINE.match(self.startup_line)
-        self.url, self.port = (match[1], int(match[2])) if match else ("", self.port)
+        self.url = match[1] if match else ""
+        self.port = int(match[2] or 0) if match else self.port
 
     def kill(self) -> None:
         """Kill the server and its workers without a warning."""

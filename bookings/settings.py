@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import sys
 from pathlib import Path
 from typing import NoReturn
 
+from bookings import __version__
 from bookings.cpus import default_workers
 
 _DEFAULT_DATABASE = Path(__file__).resolve().parent.parent / "bookings.db"
@@ -30,10 +32,15 @@ def add_database(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def program_name() -> str:
+    """Return how the server was started: run.py, or python -m bookings."""
+    return "python -m bookings" if Path(sys.argv[0]).name == "__main__.py" else "run.py"
+
+
 def parse_server_settings() -> argparse.Namespace:
     """Return port, host, database, workers, allowed_hosts and quiet. Exit with 2 for a bad one."""
     parser = OneLineParser(
-        prog="run.py",
+        prog=program_name(),
         description="Serve bookings over HTTP: at most one per tenant and start time.",
     )
     parser.add_argument(
@@ -43,8 +50,8 @@ def parse_server_settings() -> argparse.Namespace:
     )
     parser.add_argument(
         "--host",
-        help="address to listen on (environment: HOST; default: 127.0.0.1, which only this machine "
-        "can reach)",
+        help="address to listen on, or unix:PATH for a unix socket, which ignores the port "
+        "(environment: HOST; default: 127.0.0.1, which only this machine can reach)",
     )
     add_database(parser)
     parser.add_argument(
@@ -61,6 +68,7 @@ def parse_server_settings() -> argparse.Namespace:
         "without a dot; .example.com includes its subdomains (environment: ALLOWED_HOSTS; "
         "default: none on loopback, any otherwise)",
     )
+    parser.add_argument("--version", action="version", version=f"bookings {__version__}")
     parser.add_argument("--quiet", action="store_true", help="log faults only, not every request")
     options = parser.parse_args()
     # After parsing, so that an error names the variable instead of the flag.

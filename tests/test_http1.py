@@ -279,7 +279,8 @@ FRAMING: dict[str, tuple[bytes, int, str]] = {
 PROVOKED_BY_OTHER_MODULES = {
     *("malformed-json", "invalid-fields", "not-json", "content-encoding"),
     *("no-such-path", "no-such-booking", "method-not-allowed"),
-    *("slot-taken", "key-reused", "booking-cancelled", "too-slow", "internal-error"),
+    *("slot-taken", "rejected-by-rule", "key-reused", "booking-cancelled"),
+    *("too-slow", "internal-error"),
     *("database-busy", "database-unavailable", "database-full", "shutting-down"),
 }
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from bookings import __version__
 from bookings.process import ServerProcess
 from tests.helpers.clients import book_at
 from tests.helpers.processes import run_and_fail, without_override
@@ -46,7 +47,8 @@ def test_startup_prints_one_line_and_shutdown_nothing(
     server: Server, tmp_path: Path, number: int
 ) -> None:
     address = f"http://127.0.0.1:{server.port}"
-    assert server.startup_line == f"Bookings on {address}, database {tmp_path}/bookings.db\n"
+    line = f"Bookings {__version__} on {address}, database {tmp_path}/bookings.db\n"
+    assert server.startup_line == line
     assert server.book(*BOOKING).status == 201
     with _idle_connection(server) as idle:
         assert server.stop(number) == 0

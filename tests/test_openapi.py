@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 import pytest
 
-from bookings import api, fields, values
+from bookings import __version__, api, fields, values
 from bookings.problems import PROBLEM_TYPES
 from tests.helpers.clients import (
     FRAMING_ERRORS,
@@ -44,7 +44,7 @@ from tests.helpers.openapi import (
     schema_errors,
 )
 from tests.helpers.servers import ROOT, SOON, Response, Server, patched
-from tests.helpers.storage import FAULT_TRIGGER
+from tests.helpers.storage import FAULT
 from tests.helpers.values import INSTANTS, REJECTED_TEXTS, SLOT, TEXTS, fresh_name, slot_at
 
 # Patch for `patched()`: short deadlines, and a database that is full while the file `full` exists.
@@ -345,6 +345,17 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 LONG = "x" * 255
 
 
+def _book_on_sunday(server: Server) -> Response:
+    """Return the rejection by a rule that exists meanwhile."""
+    server.execute(
+        "CREATE TRIGGER closed BEFORE INSERT ON bookings "
+        "BEGIN SELECT RAISE(ABORT, 'closed on Sundays'); END"
+    )
+    response = server.book("acme", "2026-01-04T10:00:00Z", "order-3")
+    server.execute("DROP TRIGGER closed")
+    return response
+
+
 def _book_until_full(server: Server) -> Response:
     """Book until the last page of the database is full; return the rejection."""
     for number in range(20):
@@ -460,7 +471,7 @@ def test_shutdown_is_answered_as_documented(tmp_path: Path) -> None:
 
 
 def test_fault_is_answered_as_documented(server: Server) -> None:
-    server.execute(FAULT_TRIGGER)
+    server.execute(*FAULT)
     response = server.book()
     assert response.status == 500
     assert_documented(response, "POST", "/bookings")
@@ -521,6 +532,7 @@ def test_examples_of_problems_equal_responses(tmp_path: Path) -> None:
             server.call("POST", "/bookings", {"tenant_id": "acme", "idempotency_key": "order-3"}),
             server.call("DELETE", "/bookings"),
             server.call("GET", "/bookings/3", X_Tenant_ID="acme"),
+            _book_on_sunday(server),
             server.call("GET", "/bookings/2", X_Tenant_ID="acme"),
             server.book(*CANCELLED),
             server.call("GET", "/nowhere"),
@@ -533,7 +545,7 @@ def test_examples_of_problems_equal_responses(tmp_path: Path) -> None:
         (tmp_path / "full").unlink()
         server.execute("ALTER TABLE bookings RENAME TO gone")
         given.append(server.call("GET", "/ready"))
-        server.execute("ALTER TABLE gone RENAME TO bookings", FAULT_TRIGGER)
+        server.execute("ALTER TABLE gone RENAME TO bookings", *FAULT)
         given.append(server.book("acme", "2026-01-02T10:00:00Z", "order-3"))
         with socket.create_connection(("127.0.0.1", server.port), timeout=SOON) as late:
             late.sendall(b"GET /")
@@ -615,8 +627,10 @@ def test_query_parameter_is_accepted_only_where_documented(
         assert_documented(response, method, path)
 
 
-def test_document_is_served_unchanged(shared_server: Server) -> None:
+def test_document_is_served_with_version(shared_server: Server) -> None:
     response = shared_server.call("GET", "/openapi.json")
     assert (response.status, response.headers["Content-Type"]) == (200, "application/json")
-    assert response.body == (ROOT / "bookings" / "openapi.json").read_bytes()
+    assert response.json["info"]["version"] == __version__
+    document = (ROOT / "bookings" / "openapi.json").read_bytes()
+    assert response.body == document.replace(b"{version}", __version__.encode())
     assert_documented(response, "GET", "/openapi.json")

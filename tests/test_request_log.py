@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import select
 import socket
 import sqlite3
 import struct
-import sys
 import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -24,8 +25,9 @@ from tests.helpers.clients import (
     closing_request,
     first_response,
 )
+from tests.helpers.processes import requires_fork
 from tests.helpers.servers import SOON, Server, assert_problem, at_once, patched, until
-from tests.helpers.storage import FAULT_TRIGGER, set_aside
+from tests.helpers.storage import FAULT, set_aside
 from tests.helpers.tools import posix_only
 from tests.helpers.values import SLOT, fresh_name
 
@@ -36,6 +38,7 @@ LINE = re.compile(
     r"(?P<client>127\.0\.0\.1) (?P<method>[!-~]+) (?P<target>[!-~]+) (?P<status>[2-5][0-9]{2}) "
     r"(?P<bytes>[0-9]+) (?P<ms>[0-9]+\.[0-9]) (?P<id>[A-Za-z0-9._-]{1,64})"
 )
+DROPPED = re.compile(rb" dropped ([0-9]+) lines? of this log, which nobody read\n")
 
 
 # --- Request ids
@@ -123,7 +126,7 @@ def test_generated_request_ids_are_unique(shared_server: Server) -> None:
 
 @pytest.mark.parametrize("own", [None, "mine"])
 def test_fault_has_request_id_in_response_and_quiet_log(server: Server, own: str | None) -> None:
-    server.execute(FAULT_TRIGGER)
+    server.execute(*FAULT)
     assert server.call("GET", "/live").status == 200
     headers = {"X_Request_ID": own} if own else {}
     response = server.book(**headers)
@@ -357,42 +360,102 @@ def test_log_line_cannot_be_forged(logging_server: Server) -> None:
     assert logging_server.rows() == []
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="PIPE_BUF is smaller elsewhere")
-def test_log_lines_of_several_workers_stay_whole_in_full_pipe(tmp_path: Path) -> None:
-    """If a line were torn, a client could choose how the next line starts."""
+@contextlib.contextmanager
+def _logging_to_pipe(tmp_path: Path, *flags: str) -> Iterator[tuple[Server, BinaryIO]]:
+    """Yield a server whose standard error is a pipe, and the end to read, which does not block."""
     pipe = tmp_path / "server.log"
     os.mkfifo(pipe)
     # Open the pipe first: the server could not open its end without a reader.
-    with open(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK), "rb") as log:
+    with open(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as log:
         program = patched(tmp_path, "sys.argv.remove('--quiet')")
-        with contextlib.closing(Server(tmp_path, "--workers=4", program=program)) as logging_server:
-            # Several of each length, because chance decides which lines meet.
-            sizes = [
-                100,
-                MAX_REQUEST_LINE // 4,
-                MAX_REQUEST_LINE // 3,
-                *[MAX_REQUEST_LINE // 2, MAX_REQUEST_LINE - 100] * 6,
-            ]
-            targets = [f"/{number}{'x' * size}" for number, size in enumerate(sizes * 8)]
-            # The server writes a line after the response, so no client waits for the pipe.
-            responses = at_once(
-                len(targets), lambda number: logging_server.call("GET", targets[number])
-            )
-            os.set_blocking(log.fileno(), True)
-            lines = [LINE.fullmatch(log.readline().decode("ascii").rstrip("\n")) for _ in targets]
+        with contextlib.closing(Server(tmp_path, *flags, program=program)) as started:
+            yield started, log
+
+
+def _read_log(log: BinaryIO, count: int) -> list[str]:
+    """Read until there is a line for each of `count` requests, or a line that says how many were
+    dropped. Return the lines of requests.
+    """
+    received = b""
+
+    def is_complete() -> bool:
+        nonlocal received
+        received += log.read() or b""
+        lines = received.count(b"\n") - len(DROPPED.findall(received))
+        return lines + sum(map(int, DROPPED.findall(received))) == count
+
+    until(is_complete)
+    return [line for line in received.decode("ascii").splitlines() if " dropped " not in line]
+
+
+def _send_many(server: Server, count: int) -> None:
+    """Send this many requests at once on each of four connections."""
+    sent = b"GET /live HTTP/1.1\r\nHost: x\r\n\r\n" * (count - 1)
+    last = closing_request(b"GET /live HTTP/1.1")
+    received = at_once(4, lambda number: server.raw(sent + last))
+    assert [each.count(b"HTTP/1.1 200 ") for each in received] == [count] * 4
+
+
+@posix_only
+def test_log_lines_of_several_workers_stay_whole_in_full_pipe(tmp_path: Path) -> None:
+    """If a line were torn, a client could choose how the next line starts."""
+    with _logging_to_pipe(tmp_path, "--workers=4") as (logging_server, log):
+        # Several of each length, because chance decides which lines meet.
+        sizes = [
+            100,
+            MAX_REQUEST_LINE // 4,
+            MAX_REQUEST_LINE // 3,
+            *[MAX_REQUEST_LINE // 2, MAX_REQUEST_LINE - 100] * 6,
+        ]
+        targets = [f"/{number}{'x' * size}" for number, size in enumerate(sizes * 8)]
+        responses = at_once(
+            len(targets), lambda number: logging_server.call("GET", targets[number])
+        )
+        lines = [LINE.fullmatch(line) for line in _read_log(log, len(targets))]
     assert [response.status for response in responses] == [404] * len(targets)
-    assert all(lines)
-    ids = sorted(response.headers["X-Request-ID"] for response in responses)
-    assert sorted(line["id"] for line in lines if line) == ids
+    assert lines and all(lines)
+    ids = {response.headers["X-Request-ID"] for response in responses}
+    logged = {line["id"]: line["target"] for line in lines if line}
+    assert len(logged) == len(lines) and logged.keys() <= ids
     # Targets of usual length are not truncated.
-    logged = {line["target"] for line in lines if line}
-    assert {target for target in targets if len(target) < MAX_REQUEST_LINE * 2 // 5} <= logged
+    longest = select.PIPE_BUF - 300
+    assert all(t in targets or len(t) == longest + len("...") for t in logged.values())
+
+
+@requires_fork
+@pytest.mark.parametrize("workers", ["1", "3"])
+def test_pipe_that_nobody_reads_delays_neither_requests_nor_shutdown(
+    tmp_path: Path, workers: str
+) -> None:
+    with _logging_to_pipe(tmp_path, f"--workers={workers}") as (logging_server, log):
+        _send_many(logging_server, 750)
+        lines = _read_log(log, 3000)
+        assert 100 < len(lines) < 3000 and all(map(LINE.fullmatch, lines))
+        _send_many(logging_server, 750)
+        # Faults are dropped as well.
+        logging_server.execute(*FAULT)
+        assert logging_server.book().status == 500
+        started = time.monotonic()
+        assert logging_server.stop() == 0
+        assert time.monotonic() - started < 4
+        lines = (log.read() or b"").decode("ascii").splitlines(keepends=True)
+    assert 100 < len(lines) < 3000
+    assert all(line.endswith("\n") and LINE.fullmatch(line[:-1]) for line in lines)
+
+
+@requires_fork
+def test_last_lines_reach_pipe_before_shutdown_ends(tmp_path: Path) -> None:
+    with _logging_to_pipe(tmp_path, "--workers=2") as (logging_server, log):
+        _send_many(logging_server, 50)
+        assert logging_server.stop() == 0
+        lines = (log.read() or b"").decode("ascii").splitlines()
+    assert len(lines) == 200 and all(map(LINE.fullmatch, lines))
 
 
 def test_fault_with_line_breaks_starts_one_log_entry(logging_server: Server) -> None:
     """Continuation lines start with a space, and no entry does."""
     text = FORGED.decode()
-    logging_server.execute(FAULT_TRIGGER.replace("closed", f"closed\n{text}\n{text}"))
+    logging_server.execute(*(each.replace("closed", f"closed\n{text}\n{text}") for each in FAULT))
     response = logging_server.book(X_Request_ID="mine")
     assert response.status == 500
     logging_server.stop()
@@ -420,7 +483,7 @@ def test_quiet_server_logs_faults_but_no_requests(server: Server) -> None:
     assert server.book().status == 201
     assert server.call("GET", "/nowhere").status == 404
     server.raw(b"GARBAGE\r\n\r\n")
-    server.execute(FAULT_TRIGGER)
+    server.execute(*FAULT)
     assert server.book(key="k2", start="2026-01-02T10:00:00Z", X_Request_ID="mine").status == 500
     server.stop()
     entries = [line for line in server.log.read_text().splitlines() if not line.startswith(" ")]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from bookings import __version__
 from tests.helpers.clients import book_at
 from tests.helpers.processes import run_and_fail
 from tests.helpers.servers import ROOT, SOON, copy_project
@@ -66,7 +67,7 @@ def test_flag_wins_over_environment_and_default(
             line = process.stdout.readline()
             if port == "3000" and line.startswith("run.py: cannot listen on 127.0.0.1:3000: "):
                 return  # Another program has the port, but the server tried to listen on it.
-            found = re.fullmatch(r"Bookings on http://(.+):([0-9]+), database (.+)\n", line)
+            found = re.fullmatch(r"Bookings [0-9.]+ on http://(.+):([0-9]+), database (.+)\n", line)
             assert found, line
             assert found[1] == host
             assert re.fullmatch(port, found[2])
@@ -77,6 +78,29 @@ def test_flag_wins_over_environment_and_default(
             process.kill()
     if database.startswith("copy"):
         assert not list(elsewhere.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("command", "name"), [([RUN], "run.py"), (["-m", "bookings"], "python -m bookings")]
+)
+def test_program_prints_its_name_and_version(tmp_path: Path, command: list[str], name: str) -> None:
+    def run(*flags: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, *command, *flags],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=SOON,
+            check=False,
+        )
+
+    version = run("--version")
+    assert (version.returncode, version.stderr) == (0, "")
+    assert version.stdout == f"bookings {__version__}\n"
+    assert run("--help").stdout.startswith(f"usage: {name} ")
+    for flags in (["--port=none"], ["--host=unix:"]):
+        assert run("--database=x.db", *flags).stderr.startswith(f"{name}: ")
 
 
 def test_help_explains_each_setting(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def test_http1_imports_problems_and_no_socket() -> None:
                 *("stores.schema", "stores.snapshot", "stores.sqlite"),
             },
         ),
-        ("socket", {"server.connection", "server.server", "server.workers"}),
+        ("socket", {f"server.{n}" for n in ("connection", "server", "unix_socket", "workers")}),
         ("socketserver", set()),
         ("http", {"prove", "server.http1", "server.server", "stores.rqlite_client"}),
         ("json", {"api", "prove", "show", "stores.rqlite_client", "strict_json"}),

@@ -553,6 +553,18 @@ def test_server_ignores_hangup_under_nohup(tmp_path: Path, count: int) -> None:
         assert server.rows() == [ROW]
 
 
+@requires_fork
+def test_server_ignores_signals_of_log_rotation(tmp_path: Path) -> None:
+    with serving(tmp_path, "--workers=2") as server:
+        workers = workers_of(server)
+        for number in (signal.SIGUSR1, signal.SIGUSR2):
+            _signal(server, number, "group")
+        assert server.book().status == 201
+        assert workers_of(server) == workers
+        assert server.stop() == 0
+        assert server.log.read_text() == ""
+
+
 # Patch: widens the time between the startup line and the signal handlers, if there is any.
 _SLOW_SIGNALS = """
 import signal, time

@@ -71,7 +71,8 @@ class Connection:
 
     def serve(self) -> None:
         try:
-            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+            if self._socket.family in (socket.AF_INET, socket.AF_INET6):
+                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
             while self._serve_request():
                 pass
         except (ClientGone, OSError):

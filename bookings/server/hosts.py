@@ -22,16 +22,19 @@ class HostPolicy:
     all its subdomains.
 
     Without allowed names, a server that other machines can reach at `address` accepts every name:
-    it may have any name, and other clients can read its responses anyway.
+    it may have any name, and other clients can read its responses anyway. So does one on a unix
+    socket (None), which a browser cannot reach.
     """
 
-    def __init__(self, allowed: Collection[str], address: str) -> None:
+    def __init__(self, allowed: Collection[str], address: str | None) -> None:
         self._allowed = allowed
         self._domains = tuple(name for name in allowed if name.startswith("."))
-        ip = ipaddress.ip_address(address)
-        # Before Python 3.13, ::ffff:127.0.0.1 is not a loopback address.
-        ip = getattr(ip, "ipv4_mapped", None) or ip
-        self._accepts_all = not allowed and not ip.is_loopback
+        is_loopback = False
+        if address is not None:
+            ip = ipaddress.ip_address(address)
+            # Before Python 3.13, ::ffff:127.0.0.1 is not a loopback address.
+            is_loopback = (getattr(ip, "ipv4_mapped", None) or ip).is_loopback
+        self._accepts_all = not allowed and not is_loopback
 
     def accepts(self, host: str) -> bool:
         # A trailing dot makes a name absolute; it is the same host.

@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterable
 from http.server import ThreadingHTTPServer
 from typing import Any
 
+from bookings.server import unix_socket
 from bookings.server.connection import Connection, Shared
 from bookings.server.hosts import HostPolicy
 from bookings.stores.model import Store
@@ -52,7 +53,14 @@ _logger = logging.getLogger("bookings")
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a listening socket. Raise OSError, or UnicodeError if `host` cannot be a name."""
+    """Return a listening socket. Raise OSError, or UnicodeError if `host` cannot be a name.
+
+    `host` may be unix:PATH instead of a name or an address.
+    """
+    if host.startswith(unix_socket.PREFIX):
+        listener = unix_socket.bind(host[len(unix_socket.PREFIX) :], BACKLOG)
+        listener.setblocking(False)
+        return listener
     addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     # Of a name with addresses of both families, such as localhost, every client can reach the IPv4
     # one: those that try IPv6 first go on to it.
@@ -86,7 +94,7 @@ class BookingServer(ThreadingHTTPServer):
         super().__init__(address, Connection, bind_and_activate=False)  # type: ignore[arg-type]
         self.socket.close()
         self.socket = listener
-        self._shared = Shared(store, HostPolicy(allowed_hosts, address[0]))
+        self._shared = Shared(store, HostPolicy(allowed_hosts, _host(address)))
         self._free_connections = threading.Semaphore(_max_connections())
         self._connections: set[socket.socket] = set()
         self._connection_ended = threading.Condition()
@@ -122,10 +130,11 @@ class BookingServer(ThreadingHTTPServer):
             self._end_connection(request)
 
     def finish_request(self, request: Any, client_address: Any) -> None:
-        Connection(request, client_address[0], self._shared).serve()
+        client = _host(client_address) or "unix"
+        Connection(request, client, self._shared).serve()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        _logger.exception("the connection of %s failed", client_address[0])
+        _logger.exception("the connection of %s failed", _host(client_address) or "unix")
 
     def server_close(self) -> None:
         """End idle connections, then accept the backlog, which closing the listener would reset."""
@@ -158,6 +167,11 @@ class BookingServer(ThreadingHTTPServer):
         with self._connection_ended:
             self._connections.discard(request)
             self._connection_ended.notify_all()
+
+
+def _host(address: Any) -> str | None:
+    """Return the host of a socket's address, or None if the socket has a path instead."""
+    return str(address[0]) if isinstance(address, tuple) else None
 
 
 def stop_reading(connections: Iterable[socket.socket]) -> None:

@@ -1,4 +1,4 @@
-"""Which signals end the server, and how a second one ends it at once."""
+"""Which signals end the server, how a second one ends it at once, and which do nothing."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ STOP_SIGNALS = [
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
     if hasattr(signal, name)
 ]
+# Programs that rotate logs send these to the processes that write them. There is no log to reopen.
+_IGNORED_SIGNALS = [
+    getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)
+]
 
 
 def handle_signals(
@@ -23,7 +27,10 @@ def handle_signals(
     shut_down: Callable[[], None],
     kill: Callable[[], None] = lambda: None,
 ) -> None:
-    """Call `shut_down` at the first of these signals. At the second one, call `kill` and die."""
+    """Call `shut_down` at the first of these signals. At the second one, call `kill` and die.
+
+    SIGUSR1 and SIGUSR2 are ignored, also in processes that this one forks afterwards.
+    """
     first_signal: float | None = None
     hangup = getattr(signal, "SIGHUP", None)
 
@@ -42,3 +49,5 @@ def handle_signals(
         # nohup ignores SIGHUP, and the server must keep ignoring it.
         if number != hangup or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, handle)
+    for number in _IGNORED_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

@@ -25,6 +25,7 @@ from contextlib import suppress
 from typing import NoReturn
 
 from bookings.cpus import bind_worker
+from bookings.server import request_log, unix_socket
 from bookings.server.server import DRAIN_SECONDS, BookingServer
 from bookings.server.signals import STOP_SIGNALS, handle_signals
 from bookings.stores import Database
@@ -249,6 +250,7 @@ class Supervisor:
         """Run a worker in the forked process, and exit."""
         status = 1
         try:
+            request_log.enter_worker(number)
             if self._count > 1:
                 bind_worker(number)
             signal.set_wakeup_fd(-1)
@@ -295,5 +297,5 @@ class Supervisor:
         if not self._shutting_down:
             self._shutting_down = True
             self._stop_deadline = time.monotonic() + STOP_TIMEOUT
-            self._listener.close()
+            unix_socket.close(self._listener)
             os.close(self._shutdown_pipe[1])

@@ -6,7 +6,8 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from bookings.stores.model import FailureReason, Unavailable
+from bookings.stores.model import FailureReason, RejectedByRule, Unavailable
+from bookings.stores.sql import operator_rule
 
 # Longest wait for another writer before a request fails as busy. Most HTTP clients give up after
 # 10 s; a commit takes milliseconds.
@@ -42,10 +43,18 @@ def is_busy(error: Exception) -> bool:
 
 @contextmanager
 def translate_errors() -> Iterator[None]:
-    """Raise Unavailable for errors of SQLite and the system, but not for faults of this program."""
+    """Raise Unavailable for errors of SQLite and the system, but not for faults of this program.
+
+    Raise RejectedByRule if a rule of the operator rejected a change.
+    """
     try:
         yield
-    except (sqlite3.IntegrityError, sqlite3.ProgrammingError):
+    except sqlite3.IntegrityError as error:
+        rule = operator_rule(str(error))
+        if rule:
+            raise RejectedByRule(rule) from None
+        raise
+    except sqlite3.ProgrammingError:
         raise
     except (sqlite3.DatabaseError, OSError) as error:
         raise Unavailable(failure_reason(error)) from error

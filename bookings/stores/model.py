@@ -92,12 +92,18 @@ class Unavailable(Exception):
         self.reason = reason
 
 
+class RejectedByRule(Exception):
+    """A rule that the operator added to the database rejects a change. The message is its text."""
+
+
 class CannotOpen(Exception):
     """The database cannot be used at all. The message is one line for the operator."""
 
 
 class Store(Protocol):
-    """Any thread may call any method. Raises Unavailable if the database cannot answer."""
+    """Any thread may call any method. Raises Unavailable if the database cannot answer, and
+    RejectedByRule.
+    """
 
     def book(self, new: NewBooking) -> Decision: ...
 

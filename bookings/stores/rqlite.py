@@ -18,6 +18,7 @@ from bookings.stores.model import (
     FailureReason,
     NewBooking,
     Outcome,
+    RejectedByRule,
     Unavailable,
 )
 from bookings.stores.rqlite_client import LEVEL_STRONG, LEVEL_WEAK, Rejected, RqliteClient
@@ -48,15 +49,16 @@ class RqliteStore:
         try:
             (result,) = self._client.execute([(sql.INSERT, row)], deadline)
         except Rejected as error:
-            if not str(error).startswith((sql.UNIQUE_VIOLATION, sql.CANCELLED)):
+            # A weak read could miss the booking and report a taken slot instead of a replay.
+            rows = self._client.query(LEVEL_STRONG, sql.FIND_BY_KEY, row, deadline)
+            found = sql.as_found(rows[0] if rows else None)
+            if not found and str(error) not in sql.CONFLICTS:
+                self._raise_if_rule(error, deadline)
                 raise
-        else:
-            if result.get("rows_affected") != 1:
-                raise RuntimeError("the INSERT had no effect; does a trigger ignore it?")
-            return Outcome.CREATED, Booking(result["last_insert_id"], **row)
-        # A weak read could miss the booking and report a taken slot instead of a replay.
-        found = self._client.query(LEVEL_STRONG, sql.FIND_BY_KEY, row, deadline)
-        return model.explain_conflict(new, sql.as_found(found[0] if found else None))
+            return model.explain_conflict(new, found)
+        if result.get("rows_affected") != 1:
+            raise RuntimeError("the INSERT had no effect; does a trigger ignore it?")
+        return Outcome.CREATED, Booking(result["last_insert_id"], **row)
 
     def cancel(self, tenant_id: str, booking_id: int) -> bool:
         """Cancel the booking. A majority of the nodes has everything that the result reports on
@@ -80,6 +82,7 @@ class RqliteStore:
                     return True
             except Rejected as error:
                 if not str(error).startswith(sql.CANCELLATION_EXISTS):
+                    self._raise_if_rule(error, deadline)
                     raise
             found = self._find(booking_id, tenant_id, deadline)
             if not isinstance(found, Booking):
@@ -104,6 +107,17 @@ class RqliteStore:
             _verify_rules(self._client, LEVEL_WEAK)
         except CannotOpen as error:
             raise Unavailable(FailureReason.UNREACHABLE) from error
+
+    def _raise_if_rule(self, error: Rejected, deadline: float) -> None:
+        """Raise RejectedByRule if a rule of the operator caused the error."""
+        message = str(error)
+        rule = sql.operator_rule(message)
+        # rqlite reports faults such as "no such table" in the same way as the text of a trigger.
+        values: sql.Values = {"text": message.replace("'", "''")}
+        if rule and (
+            rule != message or self._client.query(LEVEL_STRONG, sql.FIND_TRIGGER, values, deadline)
+        ):
+            raise RejectedByRule(rule) from None
 
     def _find(
         self, booking_id: int, tenant_id: str, deadline: float

@@ -46,12 +46,16 @@ PAGE = f"""
         WHERE tenant_id = :tenant_id AND start_time_utc > :lower AND start_time_utc < :upper
         ORDER BY start_time_utc LIMIT :limit)"""
 
-# How SQLite's message starts when a UNIQUE constraint of the table rejects an INSERT. The message
-# names an index that an operator added in another way.
-UNIQUE_VIOLATION = "UNIQUE constraint failed: bookings."
-# The same for a cancellation, and the message of the trigger in schema.sql.
-CANCELLATION_EXISTS = "UNIQUE constraint failed: cancellations."
-CANCELLED = "the booking with this idempotency key was cancelled"
+# SQLite's messages when a rule of schema.sql rejects a booking because of an earlier one.
+_UNIQUE = "UNIQUE constraint failed: "
+CONFLICTS = (
+    f"{_UNIQUE}bookings.tenant_id, bookings.start_time_utc",
+    f"{_UNIQUE}bookings.idempotency_key",
+    "the booking with this idempotency key was cancelled",
+)
+# How the message starts when the booking has been cancelled before.
+CANCELLATION_EXISTS = f"{_UNIQUE}cancellations."
+FIND_TRIGGER = "SELECT 1 FROM sqlite_master WHERE type = 'trigger' AND instr(sql, :text)"
 
 
 def read_page(fetch_row: Callable[[str, Values], Any], query: PageQuery) -> Page:
@@ -63,6 +67,18 @@ def read_page(fetch_row: Callable[[str, Values], Any], query: PageQuery) -> Page
     array, count, last = fetch_row(PAGE, {**bounds, "lower": lower, "limit": query.limit})
     more = count == query.limit and fetch_row(PAGE, {**bounds, "lower": last, "limit": 1})[1] == 1
     return Page(array, last, more)
+
+
+def operator_rule(message: str) -> str:
+    """Return the text of the operator's rule that rejected a change, given SQLite's message.
+
+    It is the text of RAISE in a trigger, or names the columns of a UNIQUE index. Return "" if the
+    message is about another constraint, which is a fault.
+    """
+    if message.startswith(_UNIQUE):
+        return f"{message[len(_UNIQUE) :].replace('bookings.', '')} must be unique"
+    is_built_in = " constraint failed" in message or message == "datatype mismatch"
+    return "" if is_built_in else message
 
 
 def as_found(row: Sequence[Any] | None) -> Booking | Cancellation | None:

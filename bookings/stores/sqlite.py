@@ -281,14 +281,13 @@ def insert_or_explain(execute: Execute, new: NewBooking) -> model.Decision:
     try:
         cursor = execute(sql.INSERT, row)
     except sqlite3.DatabaseError as error:
-        # The message names only one of several violated rules, so the cause is looked up. A CHECK
-        # constraint or an operator's trigger is not a conflict.
-        is_conflict = str(error).startswith((sql.UNIQUE_VIOLATION, sql.CANCELLED))
-        if not is_conflict and not connections.is_busy(error):
+        if not isinstance(error, sqlite3.IntegrityError) and not connections.is_busy(error):
             raise
+        # The message names only one of several violated rules, so the cause is looked up. A
+        # repeated request needs no write lock, and no rule of the operator applies to it: the
+        # booking that has its key explains it.
         found = sql.as_found(execute(sql.FIND_BY_KEY, row).fetchone())
-        # A repeated request needs no write lock: the booking that has its key explains it.
-        if not is_conflict and not found:
+        if not found and str(error) not in sql.CONFLICTS:
             raise
         return model.explain_conflict(new, found)
     if cursor.rowcount != 1 or cursor.lastrowid is None:

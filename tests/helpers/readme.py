@@ -11,6 +11,8 @@ from tests.helpers.servers import CANONICAL, ROOT
 DOCUMENTS = [
     path for path in (ROOT / "README.md", ROOT / "bookings" / "OPERATING.md") if path.exists()
 ]
+# Languages of files for other programs, which test_proxy.py runs and verifies.
+CONFIGURATIONS = ("nginx", "ini")
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _OUTPUT_LANGUAGES = ("http", "json", "text", "sql")
 
@@ -43,6 +45,12 @@ def steps_of(document: Path) -> list[Step]:
     return steps
 
 
+def configuration(language: str) -> str:
+    """Return the only block of the documents in this language."""
+    (text,) = (s.command for path in DOCUMENTS for s in steps_of(path) if s.language == language)
+    return text
+
+
 def needs_cluster(step: Step) -> bool:
     """Return whether a command needs rqlite nodes."""
     return "localhost:4001" in step.command
@@ -56,8 +64,8 @@ def normalized(text: str) -> str:
     text = re.sub(times, "", text, flags=re.MULTILINE)
     text = re.sub(r"^(Date:) .* GMT$", r"\1", text, flags=re.MULTILINE)
     text = re.sub(r"^(X-Request-ID:) [0-9a-f]{16}$", r"\1", text, flags=re.MULTILINE)
-    text = re.sub(r"^(Bookings on .*, database )\S*/", r"\1", text, flags=re.MULTILINE)
-    return re.sub(r"\brace-[1-5]\b", "race", text)
+    text = re.sub(r"^(Bookings \S+ on .*, database )\S*/", r"\1", text, flags=re.MULTILINE)
+    return re.sub(r"6e1d3b7f-5a2c-4c8e-b90d-4f5e6d7c8b9[1-5]\b", "race", text)
 
 
 # The blocks that start three nodes and use them; test_cluster runs these.

@@ -56,9 +56,11 @@ sqlite.insert_or_explain = stop_then_insert
 sqlite.QUEUE_TIMEOUT, connections.BUSY_SECONDS = 0.5, 1.0
 """
 
-# Makes every INSERT fail with an IntegrityError that is not a lost slot or key: a 500.
-FAULT_TRIGGER = (
-    "CREATE TRIGGER fault BEFORE INSERT ON bookings BEGIN SELECT RAISE(ABORT, 'closed'); END"
+# Statements that make every INSERT fail with an IntegrityError that is neither a lost slot or key
+# nor a rule: a 500. The log shows the name of the constraint, `closed`.
+FAULT = (
+    'CREATE TABLE fault (x CONSTRAINT "closed" CHECK (x))',
+    "CREATE TRIGGER broken BEFORE INSERT ON bookings BEGIN INSERT INTO fault VALUES (0); END",
 )
 
 
