@@ -17,7 +17,7 @@ from typing import Union
 from bookings import settings, values
 from bookings.stores import find_database
 from bookings.stores.model import Booking, Cancellation
-from bookings.terminal import plural, run_command
+from bookings.terminal import escape, plural, run_command
 
 _NAME = "bookings.show"
 
@@ -113,13 +113,6 @@ def cells(booking: Row) -> list[str]:
 def align(row: Iterable[str], widths: Iterable[int]) -> str:
     padded = (cell + " " * (columns - width(cell)) for cell, columns in zip(row, widths))
     return "  ".join(padded).rstrip()
-
-
-def escape(text: str) -> str:
-    """Replace unprintable characters with Python escapes."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def width(text: str) -> int:

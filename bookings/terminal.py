@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 
-from bookings.stores.model import CannotOpen
+from bookings.stores.model import CannotOpen, Counts
 
 
 def run_command(name: str, command: Callable[[], int], broken_pipe: int = 1) -> int:
@@ -54,6 +54,33 @@ def print_if_possible(text: str) -> None:
         discard_output()
 
 
+def describe(counts: Counts) -> str:
+    """Return a text like "1 booking and 2 cancellations"."""
+    bookings = plural(counts.bookings, "booking")
+    if not counts.cancellations:
+        return bookings
+    return f"{bookings} and {plural(counts.cancellations, 'cancellation')}"
+
+
+def progress_of(unit: str) -> Callable[[int, int], None]:
+    """Return a function that shows how many of these units remain, if there is a terminal."""
+
+    def show(remaining: int, total: int) -> None:
+        done = 100 * (total - remaining) // max(total, 1)
+        # The next line, whether progress or an error, overwrites this one.
+        end = "\r" if remaining else "\n"
+        print(f"{done:3d} % of {total} {unit}", end=end, file=sys.stderr, flush=True)
+
+    return show if sys.stderr and sys.stderr.isatty() else lambda remaining, total: None
+
+
+def escape(text: str) -> str:
+    """Replace unprintable characters with Python escapes."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def plural(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
@@ -68,6 +95,11 @@ def discard_output() -> None:
 
 def fail(name: str, message: str) -> int:
     """Print an error and return exit code 1."""
+    note(name, message)
+    return 1
+
+
+def note(name: str, message: str) -> None:
+    """Print a line on standard error."""
     if sys.stderr:
         print(f"{name}: {message}", file=sys.stderr)
-    return 1

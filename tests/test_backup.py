@@ -162,8 +162,8 @@ def test_backup_replaces_file_only_by_force(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("force", [False, True])
 def test_backup_never_replaces_file_created_meanwhile(tmp_path: Path, force: bool) -> None:
-    look = "            verify_target(database, target, force)\n"
-    create = "            open(target, 'w').close()\n"
+    look = "        verify_target(database, target, force)\n"
+    create = "        open(target, 'w').close()\n"
     code = changed_project(tmp_path / "code", "bookings/backup.py", look, create)
     source, copy = make_database(tmp_path / "bookings.db", 3), tmp_path / "copy.db"
     flags = ["--force"] if force else []
@@ -179,7 +179,7 @@ def test_backup_never_replaces_file_created_meanwhile(tmp_path: Path, force: boo
 def test_backup_without_hard_links_needs_force(tmp_path: Path) -> None:
     link = "        os.link(partial, target)\n"
     fail = "        raise PermissionError(1, 'Operation not permitted')\n"
-    code = changed_project(tmp_path / "code", "bookings/backup.py", link, fail)
+    code = changed_project(tmp_path / "code", "bookings/stores/new_file.py", link, fail)
     source, copy = make_database(tmp_path / "bookings.db", 3), tmp_path / "copy.db"
     rejected = run_tool("backup", f"--database={source}", str(copy), code=code)
     assert_one_line(rejected, "backup")

@@ -11,6 +11,8 @@
     recovery       restarts from the disk after a failed sync
     sqlite         the store in one SQLite file
     snapshot       read-only access to that file
+    new_file       creates a file completely or not at all
+    restoration    makes a new database of a copy
     rqlite_client  speaks to an rqlite cluster
     rqlite         the store on a cluster
 
@@ -19,13 +21,23 @@ No store knows about HTTP requests of clients or how a client spells a value.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import NamedTuple
 
-from bookings.stores import creation, files, recovery, rqlite, rqlite_client, snapshot, sqlite
-from bookings.stores.model import Reader, Store
+from bookings.stores import (
+    creation,
+    files,
+    recovery,
+    restoration,
+    rqlite,
+    rqlite_client,
+    snapshot,
+    sqlite,
+)
+from bookings.stores.model import CannotOpen, Reader, Restored, Store
 from bookings.stores.shared import SharedState
 
 
@@ -44,10 +56,19 @@ class Database(NamedTuple):
     settle: Callable[[], bool]
     open_store: Callable[[files.Identities | None, SharedState], Store]
     read: Callable[[], AbstractContextManager[Reader]]
+    # Fill the database, which must be new, with the rows of the copy in a file. Reports progress
+    # as `progress(remaining, total)` in rows. Raises RowsRejected, too.
+    restore: Callable[[str, Callable[[int, int], None]], Restored]
 
 
 def find_database(location: str) -> Database:
     """Return the database at a path or at the URL of a cluster. Raise CannotOpen for a bad one."""
+    foreign = re.match(r"(:memory:$|file:|(?!https?:)[a-z][a-z0-9+.-]+://)", location.lower())
+    if foreign:  # The rest may contain a password.
+        raise CannotOpen(
+            f"{foreign[1]} is not supported as a database; expected the path of a file, or the URL "
+            "of a cluster like http://host:4001,host:4001"
+        )
     if location.lower().startswith(("http://", "https://")):
         return Database(
             rqlite_client.RqliteClient(location).name,
@@ -56,6 +77,7 @@ def find_database(location: str) -> Database:
             lambda: True,
             lambda identities, shared: rqlite.RqliteStore(location),
             partial(rqlite.read_cluster, location),
+            partial(rqlite.restore_cluster, location),
         )
     database_files = files.DatabaseFiles(location)
     return Database(
@@ -65,4 +87,5 @@ def find_database(location: str) -> Database:
         partial(recovery.settle, database_files),
         partial(sqlite.SQLiteStore, location),
         partial(snapshot.read_snapshot, location),
+        partial(restoration.restore_file, location),
     )

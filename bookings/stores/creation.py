@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import shlex
 import sqlite3
 import time
 from contextlib import closing
@@ -19,9 +19,8 @@ def create_database(path: str) -> None:
     files = DatabaseFiles(path)
     path = files.path
     with startup_errors(path):
-        # SQLite would open a read-only file without complaint.
-        if os.path.exists(path) and not os.access(path, os.W_OK):
-            raise CannotOpen(f"{path}: permission denied: not writable by this user")
+        files.verify_permissions()
+        files.verify_wal()
         try:
             settle(files)
         except OSError as error:
@@ -45,7 +44,11 @@ def create_database(path: str) -> None:
 
 def verify_rules(db: sqlite3.Connection, path: str) -> None:
     """Raise CannotOpen unless the database has all rules of schema.sql."""
-    verify_schema(_encoding(db), db.execute(OBJECTS).fetchall(), path)
+    remedy = (
+        f"python -m bookings.restore {shlex.quote(path)} --database new.db makes a new database of "
+        "it"
+    )
+    verify_schema(_encoding(db), db.execute(OBJECTS).fetchall(), path, remedy)
 
 
 def _switch_to_wal(db: sqlite3.Connection) -> str:

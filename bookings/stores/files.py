@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from bookings.stores.model import CannotOpen
@@ -31,7 +31,7 @@ class DatabaseFiles:
         # SQLite resolves a symbolic link and puts -wal and -shm beside its target, except on
         # Windows.
         real = self.path if os.name == "nt" else os.path.realpath(self.path)
-        self.wal, self.shm = f"{real}-wal", f"{real}-shm"
+        self.wal, self.shm, self.journal = f"{real}-wal", f"{real}-shm", f"{real}-journal"
         self._identities: Identities = {}
 
     def identify(self) -> Identities:
@@ -47,6 +47,51 @@ class DatabaseFiles:
         """Raise OSError if one of the paths, by default all three, is no longer the same file."""
         for path in paths or (self.path, self.wal, self.shm):
             self._compare(path, _identity(path))
+
+    def verify_wal(self) -> None:
+        """Raise CannotOpen if the WAL belongs to another database file, which was here before.
+
+        SQLite would replay it, or delete it if this file is empty. SQLite marks a database as being
+        in WAL mode, in bytes 18 and 19 of its header, before it creates a WAL.
+        """
+        if not _has_content(self.wal):
+            return
+        header = b""
+        with suppress(FileNotFoundError), open(self.path, "rb") as database:
+            header = database.read(20)
+        # The database may have left WAL mode in between, which deletes the WAL.
+        if header[18:] in (b"\1\1", b"") and _has_content(self.wal):
+            raise CannotOpen(
+                f"{self.wal} was left by another database that was at {self.path}, and SQLite "
+                "would replay it into this one; move it away"
+            )
+
+    def verify_permissions(self) -> None:
+        """Raise CannotOpen unless this user can write the files and create a WAL beside them.
+
+        SQLite would name the wrong file, or open a read-only one without complaint.
+        """
+        for path in (self.path, self.wal, self.shm):
+            if os.path.exists(path) and not os.access(path, os.W_OK):
+                raise CannotOpen(f"{path}: permission denied: not writable by this user")
+        directory = os.path.dirname(self.wal)
+        if not os.access(directory, os.W_OK | os.X_OK):
+            raise CannotOpen(
+                f"{self.path}: permission denied: this user cannot create files in {directory}, "
+                "where SQLite needs a WAL; in a container, mount the directory instead of the file"
+            )
+
+    def verify_readable(self) -> None:
+        """Raise CannotOpen if this user cannot read the database, its WAL included."""
+        for path in (self.path, self.wal):
+            if os.path.exists(path) and not os.access(path, os.R_OK):
+                raise CannotOpen(f"{path}: permission denied: not readable by this user")
+        needs_shm = os.path.exists(self.wal) and not os.path.exists(self.shm)
+        if needs_shm and not os.access(os.path.dirname(self.wal), os.W_OK | os.X_OK):
+            raise CannotOpen(
+                f"{self.wal}: to read it, SQLite must create {self.shm}, but this user cannot; "
+                "copy both the database and its -wal to another directory"
+            )
 
     def open_wal(self) -> int:
         """Return a descriptor of the WAL. Raise OSError if it is no longer the same file."""
@@ -117,6 +162,13 @@ def startup_errors(path: str) -> Iterator[None]:
         yield
     except sqlite3.DatabaseError as error:
         raise CannotOpen(f"{path}: {error}") from error
+
+
+def _has_content(path: str) -> bool:
+    try:
+        return os.path.getsize(path) > 0
+    except OSError:
+        return False
 
 
 def _identity(path: str | int) -> tuple[int, int]:

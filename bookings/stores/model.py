@@ -7,6 +7,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
+# Rows that a RowsRejected names. It only counts the others.
+MAX_REASONS = 20
+
 
 class NewBooking(NamedTuple):
     """The fields that a client chooses. Two requests with the same fields are the same request."""
@@ -42,6 +45,14 @@ class Counts(NamedTuple):
 
     bookings: int
     cancellations: int
+
+
+class Restored(NamedTuple):
+    """What a restore copied, and what it did not copy as it was."""
+
+    counts: Counts
+    uncopied: list[str]  # Columns, tables, triggers and so on that schema.sql does not have.
+    rewritten: int  # Bookings whose created_at got another spelling.
 
 
 class PageQuery(NamedTuple):
@@ -98,6 +109,16 @@ class RejectedByRule(Exception):
 
 class CannotOpen(Exception):
     """The database cannot be used at all. The message is one line for the operator."""
+
+
+class RowsRejected(CannotOpen):
+    """Rows of a copy break the rules of schema.sql. `reasons` has a line for each of the first."""
+
+    def __init__(self, reasons: list[str], count: int) -> None:
+        hidden = f", {count - len(reasons)} of them not shown" if count > len(reasons) else ""
+        rows = "1 row breaks" if count == 1 else f"{count} rows break"
+        super().__init__(f"{rows} the rules of schema.sql{hidden}; nothing was restored")
+        self.reasons = reasons
 
 
 class Store(Protocol):

@@ -9,9 +9,9 @@ from contextlib import closing, contextmanager, suppress
 
 from bookings.stores import sql
 from bookings.stores.connections import connect, set_busy_timeout
-from bookings.stores.creation import verify_rules
 from bookings.stores.files import DatabaseFiles, startup_errors
 from bookings.stores.model import Booking, Cancellation, CannotOpen, Counts
+from bookings.stores.schema import COLUMNS, verify_columns
 
 # Pages that SQLite copies between two reports of progress.
 _COPY_PAGES = 1000
@@ -20,11 +20,13 @@ _COPY_PAGES = 1000
 class Snapshot:
     """The bookings at one moment."""
 
-    def __init__(self, db: sqlite3.Connection) -> None:
+    def __init__(self, db: sqlite3.Connection, path: str) -> None:
+        """Raise CannotOpen unless there is a table of bookings, under whatever rules."""
         self._db = db
+        self.has_cancellations = verify_columns(db.execute(COLUMNS).fetchall(), path)
 
     def count(self) -> Counts:
-        return Counts(*self._db.execute(sql.COUNT).fetchone())
+        return Counts(*self._db.execute(sql.count_query(self.has_cancellations)).fetchone())
 
     def bookings(
         self,
@@ -34,6 +36,8 @@ class Snapshot:
         limit: int,
         cancelled: bool = False,
     ) -> Iterator[Booking | Cancellation]:
+        if cancelled and not self.has_cancellations:
+            return iter(())
         query, values = sql.list_query(cancelled, tenant_id, start_from, start_before, limit)
         record = Cancellation if cancelled else Booking
         return (record(*row) for row in self._db.execute(query, values))
@@ -61,7 +65,7 @@ def verify_copy(path: str, at_least: Counts) -> Counts:
             # Without a WAL the copy is one file and can be read from a read-only directory.
             copy.execute("PRAGMA journal_mode = DELETE")
             found = copy.execute("PRAGMA integrity_check").fetchone()[0]
-            count = Snapshot(copy).count()
+            count = Snapshot(copy, path).count()
         except sqlite3.DatabaseError as error:
             raise CannotOpen(f"the copy is damaged: {error}") from error
     if found != "ok":
@@ -74,21 +78,32 @@ def verify_copy(path: str, at_least: Counts) -> Counts:
 @contextmanager
 def read_snapshot(path: str) -> Iterator[Snapshot]:
     """Yield the bookings at this moment. Raise CannotOpen."""
+    with open_read_only(path) as db:
+        yield Snapshot(db, path)
+
+
+@contextmanager
+def open_read_only(path: str) -> Iterator[sqlite3.Connection]:
+    """Yield a connection that reads the database as it is at this moment. Raise CannotOpen."""
     files = DatabaseFiles(path)
     path = files.path
     with startup_errors(path):
         if not os.path.exists(path):
-            raise CannotOpen(f"there is no database at {path}; python run.py creates it")
+            raise CannotOpen(f"there is no database at {path}")
+        files.verify_wal()
         # Reading a WAL database creates a WAL, and a read-only connection cannot delete it. A
         # process that can write deletes it below. Any other process does not create one: without a
         # WAL, no server is writing and the file can be read as immutable.
         writable = os.access(os.path.dirname(files.wal), os.W_OK) and os.access(path, os.W_OK)
-        mode = "mode=ro" if writable or os.path.exists(files.wal) else "mode=ro&immutable=1"
+        has_others = any(os.path.exists(file) for file in (files.wal, files.journal))
+        mode = "mode=ro" if writable or has_others else "mode=ro&immutable=1"
+        files.verify_readable()
         try:
             with closing(connect(files.uri(mode))) as db:
                 db.execute("BEGIN")
-                verify_rules(db, path)
-                yield Snapshot(db)
+                # The transaction begins, and SQLite opens the WAL, with the first read.
+                db.execute("SELECT 1 FROM sqlite_master").fetchone()
+                yield db
         finally:
             with suppress(OSError):  # A server that shut down has deleted the WAL.
                 if writable and not os.path.getsize(files.wal):

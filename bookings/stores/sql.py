@@ -33,7 +33,6 @@ _FIND = (
 )
 FIND_BY_KEY = _FIND.format("idempotency_key = :idempotency_key")
 FIND_BY_ID = _FIND.format("id = :id AND tenant_id = :tenant_id")
-COUNT = "SELECT (SELECT count(*) FROM bookings), (SELECT count(*) FROM cancellations)"
 PING = "SELECT 1 FROM bookings LIMIT 1"
 
 # SQLite reads a page from the index of UNIQUE (tenant_id, start_time_utc) without sorting, so its
@@ -56,6 +55,12 @@ CONFLICTS = (
 # How the message starts when the booking has been cancelled before.
 CANCELLATION_EXISTS = f"{_UNIQUE}cancellations."
 FIND_TRIGGER = "SELECT 1 FROM sqlite_master WHERE type = 'trigger' AND instr(sql, :text)"
+
+
+def count_query(has_cancellations: bool) -> str:
+    """Return the statement that counts the rows of both tables. Old databases have only one."""
+    cancellations = "(SELECT count(*) FROM cancellations)" if has_cancellations else "0"
+    return f"SELECT (SELECT count(*) FROM bookings), {cancellations}"
 
 
 def read_page(fetch_row: Callable[[str, Values], Any], query: PageQuery) -> Page:
