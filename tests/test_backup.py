@@ -23,7 +23,6 @@ import pytest
 from tests.helpers.clusters import ClusterServer, Link, url
 from tests.helpers.servers import SOON, Server
 from tests.helpers.tools import (
-    SCHEMA,
     assert_one_line,
     changed_project,
     contents_of,
@@ -265,23 +264,17 @@ def _make_truncated(path: Path) -> None:
     path.write_bytes(content[: len(content) // 2])
 
 
-def _make_without_unique(path: Path) -> None:
-    with contextlib.closing(sqlite3.connect(path)) as db:
-        db.executescript(SCHEMA.replace("UNIQUE (tenant_id, start_time_utc),", ""))
-
-
 @pytest.mark.parametrize(
     "make",
     [
         lambda path: None,
         lambda path: path.mkdir(),
         lambda path: path.write_text("id,tenant_id\n1,acme\n" * 100),
-        _make_without_unique,
         _make_truncated,
         _damage_page(2),
         _damage_page(40),
     ],
-    ids=["missing", "folder", "text", "no UNIQUE", "truncated", "root page", "leaf page"],
+    ids=["missing", "folder", "text", "truncated", "root page", "leaf page"],
 )
 def test_backup_of_unusable_database_leaves_nothing(
     tmp_path: Path, make: Callable[[Path], Any]

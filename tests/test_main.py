@@ -263,10 +263,44 @@ def test_database_without_write_permission_is_rejected(
     protected.chmod(mode & ~0o222)
     try:
         command = without_override(protected)
-        assert name in run_and_fail(tmp_path, *command, RUN, "--port=0", f"--database={name}")
+        line = run_and_fail(tmp_path, *command, RUN, "--port=0", f"--database={name}")
+        assert str(tmp_path / name) in line and "permission denied" in line
+        # The file itself is fine if the directory is not.
+        assert ("this user cannot create files in" in line) == (read_only == "folder")
         assert all_files(tmp_path) == before
     finally:
         protected.chmod(mode)
+
+
+@posix_only
+@pytest.mark.parametrize("end", ["-wal", "-shm"])
+def test_file_of_another_user_is_named(tmp_path: Path, end: str) -> None:
+    path = create_by_hand(tmp_path / "bookings.db", journal="wal")
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        assert db.execute("SELECT count(*) FROM bookings").fetchone() == (1,)
+        other = Path(f"{path}{end}")
+        other.chmod(0o444)
+        command = without_override(other)
+        line = run_and_fail(tmp_path, *command, RUN, "--port=0", f"--database={path}")
+    assert line == f"run.py: {other}: permission denied: not writable by this user\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        (":memory:", ":memory:"),
+        ("file:x.db", "file:"),
+        ("sqlite:///x.db", "sqlite://"),
+        ("Postgres://me:secret@localhost/x", "postgres://"),
+    ],
+)
+def test_database_that_is_neither_path_nor_cluster_is_rejected(
+    tmp_path: Path, name: str, shown: str
+) -> None:
+    line = run_and_fail(tmp_path, sys.executable, RUN, "--port=0", f"--database={name}")
+    assert f"{shown} is not supported" in line and "http://host:4001" in line
+    assert "secret" not in line
+    assert not all_files(tmp_path)
 
 
 def test_database_locked_for_too_long_is_reported(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ import pytest
 from tests.helpers.clusters import ClusterServer, Link, Node, cluster, url
 from tests.helpers.processes import without_override
 from tests.helpers.servers import KILL, ROOT, SOON, Server
+from tests.helpers.storage import create_by_hand
 from tests.helpers.tools import (
     INSERT,
     SCHEMA,
@@ -57,7 +58,9 @@ def make_old(path: Path, schema: str, *rows: tuple[object, ...], more_sql: str =
     """Create a database with another schema and these rows, then run SQL."""
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.executescript(schema)
+        db.execute("BEGIN")
         db.executemany(f"INSERT INTO bookings ({', '.join(COLUMNS)}) VALUES (?, ?, ?, ?, ?)", rows)
+        db.execute("COMMIT")
         db.executescript(more_sql)
     return path
 
@@ -371,7 +374,7 @@ def _damage(path: Path) -> None:
         lambda path: path.mkdir(),
         lambda path: path.touch(),
         lambda path: path.write_bytes(b"id,tenant_id\n1,acme\n" * 100),
-        lambda path: make_old(path, "CREATE TABLE bookings (id, guest); CREATE TABLE rooms (a)"),
+        lambda path: create_by_hand(path, "CREATE TABLE bookings (id, guest)"),
         _damage,
     ],
     ids=["missing", "folder", "empty", "text", "other columns", "damaged"],
@@ -394,8 +397,10 @@ def test_unusable_copy_is_refused(tmp_path: Path, make: Any) -> None:
 def test_wal_of_another_database_is_not_replayed(tmp_path: Path, tool: str, database: str) -> None:
     """`kill -9` leaves a WAL, and then somebody puts a copy in the place of its database."""
     path = make_with_wal(tmp_path)
-    path.unlink()
-    make_database(path, 3) if database == "copy" else path.touch()
+    if database == "copy":
+        make_database(tmp_path / "backup.db", 3).replace(path)
+    else:
+        path.write_bytes(b"")
     before = contents_of(tmp_path)
     arguments = {
         "__main__": ["--port=0", f"--database={path}"],
@@ -463,7 +468,7 @@ def test_large_restore_is_fast_small_and_shows_progress(
     master, terminal = pty.openpty()
     peaks, started = [], time.monotonic()
     try:
-        for copy in (make_database(tmp_path / "small.db", 10), large_database):
+        for copy in (make_database(tmp_path / "small.db", 20_000), large_database):
             ended = restore(
                 copy,
                 tmp_path / f"{copy.name}.new",
@@ -478,8 +483,8 @@ def test_large_restore_is_fast_small_and_shows_progress(
         os.close(master)
         os.close(terminal)
     assert time.monotonic() - started < 10
-    # Kilobytes, or bytes on macOS: 30 bytes for each row would be more than this.
-    assert peaks[1] - peaks[0] < 12_000 * (1024 if sys.platform == "darwin" else 1), peaks
+    # Kilobytes, or bytes on macOS: 25 bytes for each additional row would be more than this.
+    assert peaks[1] - peaks[0] < 4_500 * (1024 if sys.platform == "darwin" else 1), peaks
     percents = [int(found) for found in re.findall(r"(\d+) % of 200000 rows", shown)]
     assert len(percents) > 3 and percents == sorted(percents) and percents[-1] == 100
 
@@ -550,7 +555,7 @@ def test_restore_to_cluster_continues_after_interruption(
             pages.append(request)
         if len(pages) == 4:
             process.kill()
-        return len(pages) == 2
+        return len(pages) in (2, 4)
 
     with contextlib.closing(Link(node, loses)) as link:
         database = f"--database=http://{link.address}"

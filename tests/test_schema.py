@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import re
 import shutil
@@ -21,7 +22,7 @@ from tests.helpers.clients import as_header
 from tests.helpers.processes import run_and_fail
 from tests.helpers.servers import CANONICAL, ROOT, SOON, Server, assert_problem
 from tests.helpers.storage import BOOKING, all_files, create_by_hand
-from tests.helpers.tools import SCHEMA
+from tests.helpers.tools import SCHEMA, run_tool
 from tests.helpers.values import (
     COLUMNS,
     INSTANTS,
@@ -431,11 +432,27 @@ _OTHER_TABLES = {
     ),
     "no CHECK": ("CHECK (id BETWEEN 1 AND 9007199254740991)", "", "CHECK (id BETWEEN"),
     "another CHECK": ("start_time_utc >= '1970'", "start_time_utc >= '0000'", "'0000'"),
-    "additional column": (
+    "additional column without default": (
         "UNIQUE (tenant_id,",
-        "note TEXT, UNIQUE (tenant_id,",
-        "unexpected: note TEXT",
+        "note TEXT NOT NULL, UNIQUE (tenant_id,",
+        "unexpected: note TEXT NOT NULL",
     ),
+    "additional UNIQUE column": (
+        "UNIQUE (tenant_id,",
+        "note TEXT DEFAULT '' UNIQUE, UNIQUE (tenant_id,",
+        "unexpected: note TEXT DEFAULT '' UNIQUE",
+    ),
+    "additional CHECK": (
+        "UNIQUE (tenant_id,",
+        "CHECK (tenant_id <> 'acme'), UNIQUE (tenant_id,",
+        "unexpected: CHECK (tenant_id <> 'acme')",
+    ),
+    "rule in comment": (
+        "UNIQUE (idempotency_key)\n",
+        "CHECK (id <> '--') -- , UNIQUE (idempotency_key)\n",
+        "missing: UNIQUE (idempotency_key)",
+    ),
+    "no trigger": (SCHEMA[SCHEMA.index("CREATE TRIGGER") :], "", "no trigger reject_cancelled"),
     "table of another program": (SCHEMA, "CREATE TABLE bookings (guest, room)", "guest, room"),
     "upper-case name": (SCHEMA, "CREATE TABLE Bookings (guest, room)", "guest, room"),
     "view": (
@@ -494,6 +511,13 @@ def test_table_that_differs_from_schema_is_rejected(
     before = _dump(path)
     line = run_and_fail(tmp_path, sys.executable, RUN, "--port=0", f"--database={path}")
     assert str(path) in line and difference in line
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        found = {name for (name,) in db.execute("SELECT name FROM pragma_table_info('bookings')")}
+    if found.issuperset(COLUMNS):
+        command = f"python -m bookings.restore {path} --database new.db"
+        assert line.endswith(f"; {command} makes a new database of it\n")
+    else:
+        assert line.endswith("; is it the database of another program?\n")
     assert _dump(path) == before
     assert os.listdir(tmp_path) == ["bookings.db"]
 
@@ -513,6 +537,29 @@ def test_rejected_database_keeps_every_byte(tmp_path: Path, theirs: str) -> None
     before = all_files(tmp_path)
     run_and_fail(tmp_path, sys.executable, RUN, "--port=0", f"--database={path}")
     assert all_files(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        "note",
+        "note TEXT NOT NULL DEFAULT '-- , ('",
+        "\"a, 'note'\" INTEGER DEFAULT (-1) CHECK (tenant_id <> '')",
+    ],
+)
+def test_column_that_operator_added_locks_nobody_out(tmp_path: Path, column: str) -> None:
+    path = create_by_hand(tmp_path / "bookings.db")
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute(f"ALTER TABLE bookings ADD COLUMN {column}")
+    with contextlib.closing(Server(tmp_path)) as server:
+        assert server.call("GET", "/ready").status == 200
+        booked = server.book("acme", "2026-01-01T11:00:00Z", "k2")
+        assert (booked.status, list(booked.json)) == (201, list(COLUMNS))
+        assert booked.json in server.call("GET", "/bookings?tenant_id=acme").json
+        shown = run_tool("show", f"--database={path}", "--json")
+        assert [json.loads(line) for line in shown.stdout.splitlines()][1] == booked.json
+        copied = run_tool("backup", str(tmp_path / "copy.db"), f"--database={path}")
+        assert copied.stdout.startswith("2 bookings copied")
 
 
 def _dump(path: Path) -> list[str]:

@@ -22,7 +22,6 @@ from tests.helpers.clusters import ClusterServer, url
 from tests.helpers.servers import SOON, Server, copy_project
 from tests.helpers.tools import (
     INSERT,
-    SCHEMA,
     assert_one_line,
     cancel_by_hand,
     make_database,
@@ -497,7 +496,6 @@ def _make_with(sql: str) -> Callable[[Path], None]:
         _make_damaged,
         _make_with("CREATE TABLE others (a)"),
         _make_with("CREATE TABLE bookings (guest, room); INSERT INTO bookings VALUES (1, 2)"),
-        _make_with(SCHEMA.replace("UNIQUE (idempotency_key)", "CHECK (true)")),
         _make_with("CREATE TABLE others (a); CREATE VIEW bookings AS SELECT * FROM others"),
     ],
     ids=[
@@ -509,7 +507,6 @@ def _make_with(sql: str) -> Callable[[Path], None]:
         "damaged",
         "other tables",
         "other columns",
-        "no UNIQUE",
         "view",
     ],
 )

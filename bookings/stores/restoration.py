@@ -34,7 +34,7 @@ Progress = Callable[[int, int], None]
 Row = Sequence[Any]
 
 # Rows of one transaction, and between two reports of progress.
-_CHUNK_ROWS = 1000
+_CHUNK_ROWS = 5000
 
 # Cancellations first, so that their trigger judges the bookings.
 TABLES = {"cancellations": Cancellation._fields, "bookings": Booking._fields}
@@ -180,13 +180,15 @@ def _insert(
 
 def _insert_one_by_one(db: sqlite3.Connection, rows: Iterable[tuple[str, Row]]) -> Iterator[str]:
     """Yield the reason of each row that is rejected."""
+    db.execute("BEGIN")
     for table, row in rows:
         try:
             db.execute(_insert_statement((table, row)), row)
         except sqlite3.DatabaseError as error:
             _raise_unless_rejected(error)
-            name = row[0] if isinstance(row[0], int) else ascii(row[0])
-            yield f"{table}, id {name}: {error}"
+            name = row[0].decode("utf-8", "replace") if isinstance(row[0], bytes) else row[0]
+            yield f"{table}, id {name!a}: {error}"
+    db.execute("COMMIT")
 
 
 def _raise_unless_rejected(error: sqlite3.DatabaseError) -> None:

@@ -72,11 +72,11 @@ def set_aside(database: Path) -> Path:
 
 
 def create_by_hand(path: Path, script: str = SCHEMA, journal: str = "delete") -> Path:
-    """Create a database without the server, with BOOKING in it if it has our table."""
+    """Create a database without the server, with BOOKING in it if a table accepts it."""
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute(f"PRAGMA journal_mode = {journal}")
         db.executescript(script)
-        with contextlib.suppress(sqlite3.OperationalError):
+        with contextlib.suppress(sqlite3.DatabaseError):
             db.execute(INSERT, BOOKING)
     return path
 
