@@ -5,6 +5,7 @@ or does not exist. The copy stays as it is.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -121,7 +122,7 @@ def test_database_of_older_version_is_read_refused_and_restored(
         assert server.book("acme", SLOT, "k2").json["id"] == 8
 
 
-def run_server(folder: Path, database: Path) -> str:
+def run_server(folder: Path, database: Path | str) -> str:
     """Return the line that the server prints instead of starting."""
     ended = run_tool("__main__", "--port=0", f"--database={database}", cwd=folder)
     assert (ended.returncode, ended.stdout) == (1, "")
@@ -542,6 +543,27 @@ def test_cluster_is_made_from_copy_and_back(
     refused = restore(copy_for_cluster, url(node))
     assert_one_line(refused, "restore")
     assert "other bookings, such as id 2501" in refused.stderr
+
+
+def test_cluster_of_older_version_is_read_refused_and_copied(node: Node, tmp_path: Path) -> None:
+    assert node.execute(OLD_SCHEMAS["2c68622"]) == ""
+    assert node.execute(f"INSERT INTO bookings VALUES {GOOD}") == ""
+    refused = run_server(tmp_path, url(node))
+    assert "it has no table cancellations; it has no trigger reject_cancelled; python" in refused
+    shown = run_tool("show", f"--database={url(node)}", "--json")
+    assert json.loads(shown.stdout) == dict(zip(COLUMNS, GOOD))
+    shown = run_tool("show", f"--database={url(node)}", "--cancelled")
+    assert shown.stdout.endswith("0 cancelled bookings\n")
+    # The commands of the message.
+    assert "bookings.backup copy.db and then python -m bookings.restore copy.db --d" in refused
+    copy = tmp_path / "copy.db"
+    assert run_tool("backup", str(copy), f"--database={url(node)}").returncode == 0
+    assert restore(copy, tmp_path / "new.db").returncode == 0
+    assert rows_of(tmp_path / "new.db") == [GOOD]
+    # Rules are never added to tables that had rows without them.
+    refused = restore(copy, url(node))
+    assert_one_line(refused, "restore")
+    assert node.query("SELECT count(*) FROM sqlite_master WHERE type = 'trigger'") == [(0,)]
 
 
 def test_restore_to_cluster_continues_after_interruption(

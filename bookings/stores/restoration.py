@@ -59,6 +59,7 @@ def restore_file(path: str, copy: str, progress: Progress) -> Restored:
     path = absolute_path(path)
     with startup_errors(path):
         _verify_absent(path)
+        DatabaseFiles(path).verify_permissions()
         with new_file(path, False, "name another file") as partial:
             with closing(connect(DatabaseFiles(partial).uri("mode=rw"))) as db:
                 restored = fill(db, copy, progress)

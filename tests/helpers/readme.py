@@ -65,6 +65,7 @@ def normalized(text: str) -> str:
     text = re.sub(r"^(Date:) .* GMT$", r"\1", text, flags=re.MULTILINE)
     text = re.sub(r"^(X-Request-ID:) [0-9a-f]{16}$", r"\1", text, flags=re.MULTILINE)
     text = re.sub(r"^(Bookings \S+ on .*, database )\S*/", r"\1", text, flags=re.MULTILINE)
+    text = re.sub(r"^(\d+ \w+ restored to) (?:http:\S*|\S*/)", r"\1 ", text, flags=re.MULTILINE)
     return re.sub(r"6e1d3b7f-5a2c-4c8e-b90d-4f5e6d7c8b9[1-5]\b", "race", text)
 
 
