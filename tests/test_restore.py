@@ -11,6 +11,7 @@ import re
 import shutil
 import signal
 import sqlite3
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -273,6 +274,15 @@ def test_copy_in_read_only_directory_is_restored_or_refused(tmp_path: Path, wal:
         assert ended.stdout.startswith("2 bookings restored")
 
 
+@posix_only
+@pytest.mark.parametrize(("mode", "restored"), [(0o440, 0o640), (0o600, 0o600), (0o664, 0o664)])
+def test_restored_database_is_as_private_as_copy(tmp_path: Path, mode: int, restored: int) -> None:
+    copy = make_database(tmp_path / "copy.db", 1)
+    copy.chmod(mode)
+    assert restore(copy, tmp_path / "new.db").returncode == 0
+    assert (tmp_path / "new.db").stat().st_mode & 0o7777 == restored
+
+
 # --- Copies that cannot be restored
 
 
@@ -420,6 +430,27 @@ def test_wal_of_the_database_itself_is_replayed(tmp_path: Path) -> None:
     (tmp_path / "copy.db-wal").rename(tmp_path / "bookings.db-wal")
     with contextlib.closing(Server(tmp_path)) as server:
         assert [row[0] for row in server.rows()] == ["acme", "zoo"]
+
+
+@posix_only
+@pytest.mark.parametrize("tool", ["show", "restore"])
+def test_journal_of_killed_program_is_named(tmp_path: Path, tool: str) -> None:
+    """Only a writer can undo the transaction, and these tools do not write."""
+    path = make_database(tmp_path / "copy.db", 2000)
+    kill = (
+        "import os, sqlite3, sys; db = sqlite3.connect(sys.argv[1]);"
+        "db.execute('PRAGMA cache_size = 1'); db.execute('UPDATE bookings SET tenant_id = id');"
+        "os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", kill, str(path)], check=False, timeout=SOON)
+    before = contents_of(tmp_path)
+    assert set(before) == {"copy.db", "copy.db-journal"}
+    target = [str(path)] if tool == "restore" else []
+    database = tmp_path / "new.db" if tool == "restore" else path
+    ended = run_tool(tool, *target, f"--database={database}")
+    assert_one_line(ended, tool)
+    assert f"{path}-journal was left by a program that was killed" in ended.stderr
+    assert contents_of(tmp_path) == before
 
 
 # --- Interruptions, time and memory

@@ -100,14 +100,26 @@ def open_read_only(path: str) -> Iterator[sqlite3.Connection]:
         files.verify_readable()
         try:
             with closing(connect(files.uri(mode))) as db:
-                db.execute("BEGIN")
-                # The transaction begins, and SQLite opens the WAL, with the first read.
-                db.execute("SELECT 1 FROM sqlite_master").fetchone()
+                _begin_read(db, files)
                 yield db
         finally:
             with suppress(OSError):  # A server that shut down has deleted the WAL.
                 if writable and not os.path.getsize(files.wal):
                     _delete_empty_wal(files)
+
+
+def _begin_read(db: sqlite3.Connection, files: DatabaseFiles) -> None:
+    """Begin a transaction and read, which is when SQLite opens the WAL or finds a journal."""
+    try:
+        db.execute("BEGIN")
+        db.execute("SELECT 1 FROM sqlite_master").fetchone()
+    except sqlite3.OperationalError as error:
+        if "readonly" in str(error) and os.path.exists(files.journal):
+            raise CannotOpen(
+                f"{files.journal} was left by a program that was killed while it wrote to "
+                f"{files.path}; read the database once with an SQLite client, which undoes that"
+            ) from error
+        raise
 
 
 def _delete_empty_wal(files: DatabaseFiles) -> None:
