@@ -27,6 +27,7 @@ from tests.helpers.tools import (
     changed_project,
     contents_of,
     keys_of,
+    limit_file_size,
     make_database,
     posix_only,
     run_tool,
@@ -321,18 +322,13 @@ def test_backup_to_full_disk_leaves_nothing(large_database: Path, small_disk: Pa
     assert before.f_bavail * before.f_frsize > 3 << 20
 
 
-def _limit_file_size(blocks: int) -> Sequence[str]:
-    """Return a command that runs another with a limit on file sizes, in blocks of 512 bytes."""
-    return "sh", "-c", f'ulimit -f {blocks}; exec "$@"', "sh"
-
-
 @posix_only
 def test_backup_beyond_file_size_limit_leaves_nothing(large_database: Path, tmp_path: Path) -> None:
     ended = run_tool(
         "backup",
         f"--database={large_database}",
         str(tmp_path / "copy.db"),
-        under=_limit_file_size(4000),
+        under=limit_file_size(4000),
     )
     assert_one_line(ended, "backup")
     assert "copy" in ended.stderr and str(large_database) not in ended.stderr
@@ -392,7 +388,7 @@ def test_backup_failure_overwrites_progress_on_terminal(
     large_database: Path, tmp_path: Path
 ) -> None:
     status, output, shown = _run_on_terminal(
-        f"--database={large_database}", str(tmp_path / "copy.db"), under=_limit_file_size(20000)
+        f"--database={large_database}", str(tmp_path / "copy.db"), under=limit_file_size(20000)
     )
     progress, message = shown.split("\rbookings.backup: ")
     assert (status, output) == (1, "") and "%" in progress and "%" not in message
@@ -473,7 +469,7 @@ def test_backup_of_cluster_beyond_file_size_limit_leaves_nothing(
     server.insert([("acme", slot_at(number), f"key {number}") for number in range(2000)])
     copy = tmp_path / "copy.db"
     ended = run_tool(
-        "backup", str(copy), f"--database={url(*server.nodes)}", under=_limit_file_size(200)
+        "backup", str(copy), f"--database={url(*server.nodes)}", under=limit_file_size(200)
     )
     assert_one_line(ended, "backup")
     assert ended.stderr.startswith("bookings.backup: the copy failed: ")

@@ -30,6 +30,7 @@ from tests.helpers.tools import (
     assert_one_line,
     changed_project,
     contents_of,
+    limit_file_size,
     make_database,
     make_database_of,
     posix_only,
@@ -519,6 +520,20 @@ def test_large_restore_is_fast_small_and_shows_progress(
     assert peaks[1] - peaks[0] < 4_500 * (1024 if sys.platform == "darwin" else 1), peaks
     percents = [int(found) for found in re.findall(r"(\d+) % of 200000 rows", shown)]
     assert len(percents) > 3 and percents == sorted(percents) and percents[-1] == 100
+
+
+@posix_only
+@pytest.mark.parametrize("target", ["new.db", "cluster"])
+def test_restore_beyond_file_size_limit_leaves_nothing(
+    large_database: Path, tmp_path: Path, target: str
+) -> None:
+    # For a cluster the rows are judged in a temporary file, before the cluster is used.
+    database = "http://localhost:1" if target == "cluster" else tmp_path / target
+    ended = restore(large_database, database, under=limit_file_size(4000), TMPDIR=str(tmp_path))
+    assert_one_line(ended, "restore")
+    blamed = "a temporary database" if target == "cluster" else f"{database}"
+    assert f": {blamed}: " in ended.stderr and str(large_database) not in ended.stderr
+    assert contents_of(tmp_path) == {}
 
 
 # --- Clusters

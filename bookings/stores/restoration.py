@@ -62,7 +62,7 @@ def restore_file(path: str, copy: str, progress: Progress) -> Restored:
         DatabaseFiles(path).verify_permissions()
         with new_file(path, False, "name another file") as partial:
             with closing(connect(DatabaseFiles(partial).uri("mode=rw"))) as db:
-                restored = fill(db, copy, progress)
+                restored = _fill(db, path, copy, progress)
             found = verify_copy(partial, restored.counts)
             if found != restored.counts:
                 raise CannotOpen(f"{path}: {found} were stored instead of {restored.counts}")
@@ -72,8 +72,18 @@ def restore_file(path: str, copy: str, progress: Progress) -> Restored:
     return restored
 
 
-def fill(db: sqlite3.Connection, copy: str, progress: Progress) -> Restored:
-    """Create the tables in an empty database, and insert the rows of a copy.
+@contextmanager
+def temporary_database(copy: str) -> Iterator[tuple[sqlite3.Connection, Restored]]:
+    """Yield a database with the rows of a copy in a file that SQLite deletes. Raise RowsRejected or
+    CannotOpen.
+    """
+    name = "a temporary database"
+    with _errors_of(name), closing(connect("")) as db:
+        yield db, _fill(db, name, copy, lambda remaining, total: None)
+
+
+def _fill(db: sqlite3.Connection, name: str, copy: str, progress: Progress) -> Restored:
+    """Create the tables in an empty database with this name, and insert the rows of a copy.
 
     If this raises, the database must not be used: it is neither synced nor complete.
     """
@@ -83,29 +93,27 @@ def fill(db: sqlite3.Connection, copy: str, progress: Progress) -> Restored:
         uncopied = _list_uncopied(source, snapshot.has_cancellations)
         sequence = _read_sequence(source)
         source.text_factory = Text
-        # Memory stays flat, because each transaction is small.
-        db.executescript("PRAGMA journal_mode = MEMORY; PRAGMA synchronous = OFF")
-        for statement in schema_statements():
-            db.execute(statement)
         tables = list(TABLES) if snapshot.has_cancellations else ["bookings"]
         rows = chain.from_iterable(_read_rows(source, table, copy) for table in tables)
-        rewritten = _insert(db, rows, sum(counts), progress)
-    highest = f"SELECT max({sequence}, {', '.join(map(_highest_id, TABLES))})"
-    db.execute("DELETE FROM sqlite_sequence")
-    db.execute(f"INSERT INTO sqlite_sequence (name, seq) SELECT 'bookings', ({highest})")
+        with _errors_of(name):
+            # Memory stays flat, because each transaction is small.
+            db.executescript("PRAGMA journal_mode = MEMORY; PRAGMA synchronous = OFF")
+            for statement in schema_statements():
+                db.execute(statement)
+            rewritten = _insert(db, rows, sum(counts), progress)
+            highest = f"SELECT max({sequence}, {', '.join(map(_highest_id, TABLES))})"
+            db.execute("DELETE FROM sqlite_sequence")
+            db.execute(f"INSERT INTO sqlite_sequence (name, seq) SELECT 'bookings', ({highest})")
     return Restored(counts, uncopied, rewritten)
 
 
 @contextmanager
-def temporary_database(copy: str) -> Iterator[tuple[sqlite3.Connection, Restored]]:
-    """Yield a database with the rows of a copy in a file that SQLite deletes. Raise RowsRejected or
-    CannotOpen.
-    """
+def _errors_of(name: str) -> Iterator[None]:
+    """Raise CannotOpen, naming this database, for errors of SQLite."""
     try:
-        with closing(connect("")) as db:
-            yield db, fill(db, copy, lambda remaining, total: None)
+        yield
     except sqlite3.DatabaseError as error:
-        raise CannotOpen(f"a temporary database: {error}") from error
+        raise CannotOpen(f"{name}: {error}") from error
 
 
 def _verify_absent(path: str) -> None:
@@ -125,8 +133,10 @@ def _list_uncopied(source: sqlite3.Connection, has_cancellations: bool) -> list[
         if table == "bookings" or has_cancellations:
             found = source.execute(f"SELECT name FROM pragma_table_info('{table}')")
             uncopied += [f"column {name}" for (name,) in found if name.lower() not in columns]
-    objects = [name for name, _ in source.execute(OBJECTS)]
-    return uncopied + [name for name in objects if name not in expected_objects()]
+    copied = set(expected_objects())
+    if not has_cancellations:
+        copied.remove("table cancellations")
+    return uncopied + [name for name, _ in source.execute(OBJECTS) if name not in copied]
 
 
 def _read_sequence(source: sqlite3.Connection) -> int:
@@ -145,11 +155,9 @@ def _highest_id(table: str) -> str:
 
 def _read_rows(source: sqlite3.Connection, table: str, copy: str) -> Iterator[tuple[str, Row]]:
     """Yield the name of the table and a row. Raise CannotOpen if the copy is damaged."""
-    try:
+    with _errors_of(copy):
         for row in source.execute(f"SELECT {', '.join(TABLES[table])} FROM {table}"):
             yield table, row
-    except sqlite3.DatabaseError as error:
-        raise CannotOpen(f"{copy}: {error}") from error
 
 
 def _insert(

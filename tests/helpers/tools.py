@@ -71,6 +71,11 @@ def assert_one_line(ended: subprocess.CompletedProcess[str], tool: str) -> None:
     assert len(ended.stderr.splitlines()) == 1, ended.stderr
 
 
+def limit_file_size(blocks: int) -> Sequence[str]:
+    """Return a command that runs another with a limit on file sizes, in blocks of 512 bytes."""
+    return "sh", "-c", f'ulimit -f {blocks}; exec "$@"', "sh"
+
+
 def wait_for(event: Callable[[], Any], what: str) -> Any:
     """Call `event` until it returns something true, and return that."""
     deadline = time.monotonic() + SOON
