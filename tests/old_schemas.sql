@@ -1,6 +1,45 @@
 -- The schemas of earlier versions, each after a line with its commit, and that of the Node original.
 -- test_restore.py makes a database of each.
 
+-- b488c92
+CREATE TABLE IF NOT EXISTS bookings (
+    id INTEGER PRIMARY KEY AUTOINCREMENT
+        CONSTRAINT "id must be between 1 and 2^53 - 1"
+        CHECK (id BETWEEN 1 AND 9007199254740991),
+    tenant_id TEXT NOT NULL
+        CONSTRAINT "tenant_id must be text of 1 to 255 characters"
+        CHECK (typeof(tenant_id) = 'text' AND length(tenant_id) BETWEEN 1 AND 255
+            AND length(CAST(tenant_id AS BLOB)) <= 1020),
+    start_time_utc TEXT NOT NULL
+        CONSTRAINT "start_time_utc must be written like 2026-01-01T10:00:00Z, year 1970 or later"
+        CHECK (start_time_utc >= '1970' AND start_time_utc IS
+            strftime('%Y-%m-%dT%H:%M:%SZ', start_time_utc, '+0 seconds')),
+    idempotency_key TEXT NOT NULL
+        CONSTRAINT "idempotency_key must be text of 1 to 255 characters"
+        CHECK (typeof(idempotency_key) = 'text' AND length(idempotency_key) BETWEEN 1 AND 255
+            AND length(CAST(idempotency_key AS BLOB)) <= 1020),
+    created_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%SZ', 'now'))
+        CONSTRAINT "created_at must be written like 2026-01-01T10:00:00Z, year 1970 or later"
+        CHECK (created_at >= '1970' AND created_at IS
+            strftime('%Y-%m-%dT%H:%M:%SZ', created_at, '+0 seconds')),
+    UNIQUE (tenant_id, start_time_utc),
+    UNIQUE (idempotency_key)
+);
+CREATE TABLE IF NOT EXISTS cancellations (
+    id INTEGER PRIMARY KEY,
+    tenant_id TEXT NOT NULL,
+    start_time_utc TEXT NOT NULL,
+    idempotency_key TEXT NOT NULL UNIQUE,
+    created_at TEXT NOT NULL,
+    cancelled_at TEXT NOT NULL
+);
+CREATE TRIGGER IF NOT EXISTS reject_cancelled AFTER INSERT ON bookings
+WHEN EXISTS (SELECT 1 FROM cancellations
+    WHERE idempotency_key = NEW.idempotency_key OR id = NEW.id)
+BEGIN
+    SELECT RAISE(ABORT, 'the booking with this idempotency key or id was cancelled');
+END;
+
 -- 2c68622
 CREATE TABLE IF NOT EXISTS bookings (
     id INTEGER PRIMARY KEY AUTOINCREMENT

@@ -452,7 +452,6 @@ _OTHER_TABLES = {
         "CHECK (id <> '--') -- , UNIQUE (idempotency_key)\n",
         "missing: UNIQUE (idempotency_key)",
     ),
-    "no trigger": (SCHEMA[SCHEMA.index("CREATE TRIGGER") :], "", "no trigger reject_cancelled"),
     "table of another program": (SCHEMA, "CREATE TABLE bookings (guest, room)", "guest, room"),
     "upper-case name": (SCHEMA, "CREATE TABLE Bookings (guest, room)", "guest, room"),
     "view": (
