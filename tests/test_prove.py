@@ -98,7 +98,7 @@ def test_prove_passes_on_cluster(server: ClusterServer) -> None:
 
 
 COMMIT = '            db.execute("COMMIT")\n'
-CREATED = "        return Outcome.CREATED, Booking("
+CREATED = "    return Outcome.CREATED, Booking("
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_prove_catches_broken_program(
         (
             "bookings/stores/sqlite.py",
             CREATED,
-            f'        execute("DELETE FROM bookings", {{}})\n{CREATED}',
+            f'    execute("DELETE FROM bookings", {{}})\n{CREATED}',
             {RACE, ONE_REQUEST, SPELLINGS, REUSED_KEY, CANCELLATION},
         ),
         (
