@@ -20,8 +20,8 @@ def create_database(path: str) -> None:
     path = files.path
     with startup_errors(path):
         files.verify_permissions()
-        files.verify_wal()
         try:
+            files.verify_wal()
             settle(files)
         except OSError as error:
             raise CannotOpen(f"{error.filename or path}: {error.strerror}") from error

@@ -90,6 +90,7 @@ def open_read_only(path: str) -> Iterator[sqlite3.Connection]:
     with startup_errors(path):
         if not os.path.exists(path):
             raise CannotOpen(f"there is no database at {path}")
+        files.verify_readable()
         files.verify_wal()
         # Reading a WAL database creates a WAL, and a read-only connection cannot delete it. A
         # process that can write deletes it below. Any other process does not create one: without a
@@ -97,7 +98,6 @@ def open_read_only(path: str) -> Iterator[sqlite3.Connection]:
         writable = os.access(os.path.dirname(files.wal), os.W_OK) and os.access(path, os.W_OK)
         has_others = any(os.path.exists(file) for file in (files.wal, files.journal))
         mode = "mode=ro" if writable or has_others else "mode=ro&immutable=1"
-        files.verify_readable()
         try:
             with closing(connect(files.uri(mode))) as db:
                 _begin_read(db, files)
