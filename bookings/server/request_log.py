@@ -12,7 +12,7 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 from bookings.server.log_pipe import PIPE_BUF, LogPipe, split_lines
@@ -43,7 +43,8 @@ class _Handler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
-        _write_lines(f"{self.format(record)}\n".encode(encoding, "backslashreplace"))
+        text = f"{self.format(record)}\n".encode(encoding, "backslashreplace")
+        _write_pieces(split_lines(text))
 
 
 def configure(quiet: bool, workers: int) -> None:
@@ -90,13 +91,13 @@ def log_request(
         f"{_now()} {client} {_truncate(method, _MAX_METHOD)} {_truncate(target, _MAX_TARGET)} "
         f"{status} {size} {seconds * 1000:.1f} {request_id}\n"
     )
-    _write_lines(line.encode("ascii"))
+    _write_pieces([line.encode("ascii")])
 
 
-def _write_lines(lines: bytes) -> None:
+def _write_pieces(pieces: Iterable[bytes]) -> None:
     if _write:
         with contextlib.suppress(OSError):  # The reader of a pipe may be gone.
-            for piece in split_lines(lines):
+            for piece in pieces:
                 _write(piece)
 
 

@@ -57,7 +57,7 @@ def close(listener: socket.socket) -> None:
     """
     path = listener.getsockname()
     if isinstance(path, str):
-        with suppress(FileNotFoundError):
+        with suppress(OSError):  # It is gone, or its folder is read-only now.
             os.unlink(path)
     listener.close()
 
