@@ -20,6 +20,8 @@ from contextlib import suppress
 PIPE_BUF: int = getattr(select, "PIPE_BUF", 4096)
 # How long `close` waits until the last lines are copied.
 CLOSE_SECONDS = 1.0
+# How often to look for dropped lines. A process may count one just after the pipe was emptied.
+_NOTE_SECONDS = 1.0
 _READ_BYTES = 65536
 
 
@@ -65,17 +67,17 @@ class LogPipe:
 
     def _copy(self) -> None:
         rest, noted = b"", 0
-        while True:
-            received = os.read(self._read_end, _READ_BYTES)
-            lines, end, rest = (rest + received).rpartition(b"\n")
+        received: bytes | None = None
+        while received != b"":
+            is_ready, _, _ = select.select([self._read_end], [], [], _NOTE_SECONDS)
+            received = os.read(self._read_end, _READ_BYTES) if is_ready else None
+            lines, end, rest = (rest + (received or b"")).rpartition(b"\n")
             for piece in split_lines(lines + end):
                 self._write_to_target(piece)
             dropped = sum(self._dropped)
             if dropped > noted:
                 self._write_to_target(self._note(dropped - noted))
                 noted = dropped
-            if not received:
-                return
 
     def _write_to_target(self, piece: bytes) -> None:
         with suppress(OSError):  # The reader is gone.
