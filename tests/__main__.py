@@ -44,6 +44,7 @@ ASIDE = [
     "tests/test_openapi.py",
     "tests/test_prove.py",
     "tests/test_request_log.py",
+    "tests/test_restore.py",
     "tests/test_rqlite.py",
     "tests/test_rqlite_client.py",
     "tests/test_server.py",
