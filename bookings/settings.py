@@ -71,7 +71,12 @@ def parse_server_settings() -> argparse.Namespace:
     parser.add_argument("--version", action="version", version=f"bookings {__version__}")
     parser.add_argument("--quiet", action="store_true", help="log faults only, not every request")
     options = parser.parse_args()
-    # After parsing, so that an error names the variable instead of the flag.
+    _add_variables(options, parser)
+    return options
+
+
+def _add_variables(options: argparse.Namespace, parser: OneLineParser) -> None:
+    """Take what no flag sets from the environment. An error names the variable, not the flag."""
     for variable, default, validate in (
         ("PORT", "3000", port_number),
         ("HOST", "127.0.0.1", str),
@@ -84,7 +89,6 @@ def parse_server_settings() -> argparse.Namespace:
             except argparse.ArgumentTypeError as error:
                 parser.error(f"environment variable {variable}: {error}")
             setattr(options, variable.lower(), value)
-    return options
 
 
 def port_number(text: str) -> int:

@@ -140,7 +140,7 @@ def test_prove_catches_broken_program(
         ),
         ("schema.sql", "PRIMARY KEY AUTOINCREMENT\n", "PRIMARY KEY\n", {CANCELLATION}),
         (
-            "bookings/stores/sqlite.py",
+            "bookings/stores/decisions.py",
             '    execute("COMMIT", {})\n',
             '    execute("ROLLBACK", {})\n',
             {CANCELLATION},
@@ -158,7 +158,7 @@ def test_prove_catches_broken_program(
             {RACE, ONE_REQUEST},
         ),
         (
-            "bookings/stores/sqlite.py",
+            "bookings/stores/decisions.py",
             CREATED,
             f'    execute("DELETE FROM bookings", {{}})\n{CREATED}',
             {RACE, ONE_REQUEST, SPELLINGS, REUSED_KEY, CANCELLATION},
@@ -176,7 +176,7 @@ def test_prove_catches_broken_program(
             {REUSED_KEY},
         ),
         (
-            "bookings/stores/sqlite.py",
+            "bookings/stores/decisions.py",
             '    row = {**new._asdict(), "created_at": model.current_time()}\n',
             "    return Outcome.SLOT_TAKEN, None\n",
             {RACE, ONE_REQUEST, SPELLINGS, REUSED_KEY, CANCELLATION},

@@ -94,14 +94,20 @@ def test_http1_imports_problems_and_no_socket() -> None:
             "sqlite3",
             {
                 *("prove", "stores.connections", "stores.creation", "stores.files"),
-                *("stores.restoration", "stores.rqlite", "stores.schema", "stores.snapshot"),
-                "stores.sqlite",
+                *("stores.rqlite_restore", "stores.decisions", "stores.restoration"),
+                *("stores.schema", "stores.snapshot", "stores.sqlite"),
             },
         ),
         ("socket", {f"server.{n}" for n in ("connection", "server", "unix_socket", "workers")}),
         ("socketserver", set()),
         ("http", {"prove", "server.http1", "server.server", "stores.rqlite_client"}),
-        ("json", {"api", "prove", "show", "stores.rqlite", "stores.rqlite_client", "strict_json"}),
+        (
+            "json",
+            {
+                *("api", "prove", "show", "strict_json"),
+                *("stores.rqlite_restore", "stores.rqlite_client"),
+            },
+        ),
     ],
 )
 def test_library_is_imported_only_by(library: str, importers: set[str]) -> None:

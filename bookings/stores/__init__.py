@@ -9,12 +9,14 @@
     shared         state that all workers share
     write_queue    fair waiting for SQLite's write lock
     recovery       restarts from the disk after a failed sync
+    decisions      one INSERT decides, and a look-up explains it
     sqlite         the store in one SQLite file
     snapshot       read-only access to that file
     new_file       creates a file completely or not at all
     restoration    makes a new database of a copy
     rqlite_client  speaks to an rqlite cluster
     rqlite         the store on a cluster
+    rqlite_restore sends the rows of a copy to a cluster
 
 No store knows about HTTP requests of clients or how a client spells a value.
 """
@@ -34,6 +36,7 @@ from bookings.stores import (
     restoration,
     rqlite,
     rqlite_client,
+    rqlite_restore,
     snapshot,
     sqlite,
 )
@@ -77,7 +80,7 @@ def find_database(location: str) -> Database:
             lambda: True,
             lambda identities, shared: rqlite.RqliteStore(location),
             partial(rqlite.read_cluster, location),
-            partial(rqlite.restore_cluster, location),
+            partial(rqlite_restore.restore_cluster, location),
         )
     database_files = files.DatabaseFiles(location)
     return Database(
