@@ -41,6 +41,7 @@ ASIDE = [
     "tests/test_backup.py",
     "tests/test_bench.py",
     "tests/guarantees/test_cluster.py",
+    "tests/test_main.py",
     "tests/test_openapi.py",
     "tests/test_prove.py",
     "tests/test_request_log.py",
@@ -48,6 +49,7 @@ ASIDE = [
     "tests/test_rqlite.py",
     "tests/test_rqlite_client.py",
     "tests/test_server.py",
+    "tests/test_sqlite.py",
     "tests/test_workers.py",
 ]
 
