@@ -395,6 +395,21 @@ def test_unusable_copy_is_refused(tmp_path: Path, make: Any) -> None:
     assert contents_of(tmp_path) == before
 
 
+def test_copy_whose_index_lacks_rows_is_refused(tmp_path: Path) -> None:
+    """SQLite counts the rows of an index, which is smaller than the table."""
+    copy = make_old(tmp_path / "copy.db", LAX, *((n, f"t{n}", SLOT, f"k{n}", SLOT) for n in (1, 2)))
+    with contextlib.closing(sqlite3.connect(copy, isolation_level=None)) as db:
+        db.execute("CREATE INDEX partial ON bookings (id) WHERE id = 1")
+        db.execute("PRAGMA writable_schema = ON")
+        db.execute(
+            "UPDATE sqlite_master SET sql = 'CREATE INDEX partial ON bookings (id)'"
+            " WHERE name = 'partial'"
+        )
+    ended = restore(copy, tmp_path / "new.db")
+    assert_one_line(ended, "restore")
+    assert f"{copy} is damaged: it has 1 or 2 rows" in ended.stderr
+
+
 # --- A WAL that another database left
 
 

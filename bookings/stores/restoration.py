@@ -63,9 +63,7 @@ def restore_file(path: str, copy: str, progress: Progress) -> Restored:
         with new_file(path, False, "name another file") as partial:
             with closing(connect(DatabaseFiles(partial).uri("mode=rw"))) as db:
                 restored = _fill(db, path, copy, progress)
-            found = verify_copy(partial, restored.counts)
-            if found != restored.counts:
-                raise CannotOpen(f"{path}: {found} were stored instead of {restored.counts}")
+            verify_copy(partial, restored.counts)
             # As private as the copy, but writable, unlike a copy in an archive.
             os.chmod(partial, stat.S_IMODE(os.stat(copy).st_mode) | stat.S_IRUSR | stat.S_IWUSR)
             _verify_absent(path)
@@ -101,6 +99,12 @@ def _fill(db: sqlite3.Connection, name: str, copy: str, progress: Progress) -> R
             for statement in schema_statements():
                 db.execute(statement)
             rewritten = _insert(db, rows, sum(counts), progress)
+            found = Snapshot(db, name).count()
+            if found != counts:  # SQLite counts the rows of an index.
+                raise CannotOpen(
+                    f"{copy} is damaged: it has {sum(counts)} or {sum(found)} rows, depending on "
+                    "where they are counted"
+                )
             highest = f"SELECT max({sequence}, {', '.join(map(_highest_id, TABLES))})"
             db.execute("DELETE FROM sqlite_sequence")
             db.execute(f"INSERT INTO sqlite_sequence (name, seq) SELECT 'bookings', ({highest})")
