@@ -216,12 +216,14 @@ def test_what_schema_does_not_have_is_named_and_not_copied(tmp_path: Path) -> No
         SCHEMA,
         GOOD,
         more_sql="ALTER TABLE bookings ADD COLUMN note TEXT; CREATE TABLE rooms (a);"
+        "ALTER TABLE bookings ADD COLUMN day AS (substr(start_time_utc, 1, 10));"
         "CREATE TRIGGER closed BEFORE INSERT ON bookings BEGIN SELECT 1; END",
     )
     ended = restore(old, tmp_path / "new.db")
     assert ended.returncode == 0
     assert (
-        ended.stderr == "bookings.restore: not copied: column note, table rooms, trigger closed\n"
+        ended.stderr
+        == "bookings.restore: not copied: column note, column day, table rooms, trigger closed\n"
     )
     assert rows_of(tmp_path / "new.db") == [GOOD]
 

@@ -135,7 +135,8 @@ def _list_uncopied(source: sqlite3.Connection, has_cancellations: bool) -> list[
     uncopied = []
     for table, columns in TABLES.items():
         if table == "bookings" or has_cancellations:
-            found = source.execute(f"SELECT name FROM pragma_table_info('{table}')")
+            # Unlike table_info, table_xinfo has the generated columns.
+            found = source.execute(f"SELECT name FROM pragma_table_xinfo('{table}')")
             uncopied += [f"column {name}" for (name,) in found if name.lower() not in columns]
     copied = set(expected_objects())
     if not has_cancellations:
