@@ -89,6 +89,20 @@ def test_trigger_rejects_cancellation_with_its_text(server: Server, event: str) 
 
 
 @pytest.mark.usefixtures("dropped")
+def test_unique_index_rejects_cancellation(server: Server) -> None:
+    bookings = [BOOKING, SUNDAY]
+    first, second = (f"/bookings/{server.book(*each).json['id']}" for each in bookings)
+    server.execute("CREATE UNIQUE INDEX rule ON cancellations (tenant_id)")
+    assert server.call("DELETE", f"{first}?tenant_id=acme").status == 204
+    response = server.call("DELETE", f"{second}?tenant_id=acme")
+    assert_problem(response, 409, "rejected-by-rule")
+    assert response.json["detail"].endswith(": cancellations.tenant_id must be unique")
+    assert server.call("DELETE", f"{first}?tenant_id=acme").status == 204
+    assert server.rows() == [SUNDAY]
+    assert server.log.read_text() == ""
+
+
+@pytest.mark.usefixtures("dropped")
 def test_long_text_of_rule_is_cut(server: Server) -> None:
     _add_trigger(server, INSERT_RULE, "x" * 10_000)
     response = server.book(*SUNDAY)

@@ -55,7 +55,7 @@ def cancel_or_explain(execute: Execute, tenant_id: str, booking_id: int) -> bool
     try:
         moved = execute(sql.INSERT_CANCELLATION, values).rowcount
     except sqlite3.IntegrityError as error:
-        if not str(error).startswith(sql.CANCELLATION_EXISTS):
+        if str(error) not in sql.CANCELLATION_EXISTS:
             raise
         moved = 0
     if moved and execute(sql.DELETE_BOOKING, values).rowcount != 1:

@@ -88,7 +88,7 @@ class RqliteStore:
                 if results[0].get("rows_affected") == 1:
                     return True
             except Rejected as error:
-                if not str(error).startswith(sql.CANCELLATION_EXISTS):
+                if str(error) not in sql.CANCELLATION_EXISTS:
                     self._raise_if_rule(error, deadline)
                     raise
             found = self._find(booking_id, tenant_id, deadline)

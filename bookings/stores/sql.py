@@ -52,8 +52,8 @@ CONFLICTS = (
     f"{_UNIQUE}bookings.idempotency_key",
     "the booking with this idempotency key was cancelled",
 )
-# How the message starts when the booking has been cancelled before.
-CANCELLATION_EXISTS = f"{_UNIQUE}cancellations."
+# The messages when the booking, or one with its key, has been cancelled before.
+CANCELLATION_EXISTS = (f"{_UNIQUE}cancellations.id", f"{_UNIQUE}cancellations.idempotency_key")
 FIND_TRIGGER = "SELECT 1 FROM sqlite_master WHERE type = 'trigger' AND instr(sql, :text)"
 
 
