@@ -38,6 +38,8 @@ _REQUEST_LINE = re.compile(rf"({_TOKEN}) ([!-~]+) HTTP/([0-9])\.([0-9])")
 _UNENCODED = re.compile(rf"{_TOKEN} (?:/|[Hh][Tt][Tt][Pp])[!-~]*[^!-~].* HTTP/[0-9]\.[0-9]")
 _HEADER = re.compile(rf"({_TOKEN}):([^\x00-\x08\x0a-\x1f\x7f]*)")
 _DIGITS = re.compile(r"[0-9]+")
+# ASCII, because the lower case of the Kelvin sign is k.
+_CHUNKED = re.compile("chunked", re.ASCII | re.IGNORECASE)
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::[0-9]*)?")
 _BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
 _EMPTY_LINES = re.compile(rb"^(?:\r\n)+")
@@ -132,7 +134,8 @@ def body_length(headers: Headers, version: tuple[int, int]) -> int | None:
         if "content-length" in headers or version < (1, 1):
             detail = "Send Content-Length, or Transfer-Encoding: chunked in HTTP/1.1, but not both."
             raise Problem("malformed-request", detail)
-        if [coding.lower() for coding in headers["transfer-encoding"]] != ["chunked"]:
+        codings = headers["transfer-encoding"]
+        if len(codings) > 1 or not _CHUNKED.fullmatch(codings[0]):
             raise Problem("transfer-encoding", "The only supported transfer coding is chunked.")
         return None
     lengths = headers.get("content-length", ["0"])
