@@ -140,7 +140,11 @@ def parse_query(raw: str, known: Sequence[str]) -> Query:
     """Parse a query. Every parameter must be known and sent once: if a misspelled filter were
     ignored, the response would contain everything. Empty pairs, as in `a=1&`, are ignored.
     """
-    raw = "&".join(filter(None, raw.split("&")))
+    given = list(filter(None, raw.split("&")))
+    if len(given) > MAX_PARAMETERS:
+        detail = f"has {len(given)} parameters; send at most {MAX_PARAMETERS}"
+        reject_errors([FieldError("query", detail)])
+    raw = "&".join(given)
     try:
         if _BAD_PERCENT.search(raw):
             raise ValueError("a % is not followed by two hexadecimal digits; send it as %25")
@@ -169,13 +173,7 @@ def reject_errors(errors: Sequence[FieldError]) -> None:
 
 
 def _parse_pairs(raw: str) -> list[tuple[str, str]]:
-    return parse_qsl(
-        raw,
-        keep_blank_values=True,
-        strict_parsing=True,
-        errors="strict",
-        max_num_fields=MAX_PARAMETERS,
-    )
+    return parse_qsl(raw, keep_blank_values=True, strict_parsing=True, errors="strict")
 
 
 def _tenant(headers: Headers, query: Query, errors: list[FieldError]) -> str:

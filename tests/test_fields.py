@@ -518,6 +518,14 @@ def test_invalid_query_is_rejected(
     assert set(named) == names
 
 
+def test_rejection_of_many_parameters_says_how_many_to_send(shared_server: Server) -> None:
+    query = "&".join(["tenant_id=a"] * 17)
+    response = shared_server.call("GET", f"/bookings?{query}")
+    assert_problem(response, 400, "invalid-fields", "query")
+    (error,) = response.json["errors"]
+    assert error["detail"] == "has 17 parameters; send at most 16"
+
+
 # --- Content-Type
 
 
