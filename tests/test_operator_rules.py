@@ -103,6 +103,14 @@ def test_unique_index_rejects_cancellation(server: Server) -> None:
 
 
 @pytest.mark.usefixtures("dropped")
+def test_text_of_rule_may_mention_constraint(server: Server) -> None:
+    _add_trigger(server, INSERT_RULE, "opening hours: constraint failed")
+    response = server.book(*SUNDAY)
+    assert_problem(response, 409, "rejected-by-rule")
+    assert response.json["detail"].endswith(": opening hours: constraint failed")
+
+
+@pytest.mark.usefixtures("dropped")
 def test_long_text_of_rule_is_cut(server: Server) -> None:
     _add_trigger(server, INSERT_RULE, "x" * 10_000)
     response = server.book(*SUNDAY)

@@ -52,6 +52,13 @@ CONFLICTS = (
     f"{_UNIQUE}bookings.idempotency_key",
     "the booking with this idempotency key was cancelled",
 )
+# How its messages about constraints that are not unique start.
+_OTHER_CONSTRAINTS = (
+    "CHECK constraint failed",
+    "NOT NULL constraint failed",
+    "FOREIGN KEY constraint failed",
+    "datatype mismatch",
+)
 # The messages when the booking, or one with its key, has been cancelled before.
 CANCELLATION_EXISTS = (f"{_UNIQUE}cancellations.id", f"{_UNIQUE}cancellations.idempotency_key")
 FIND_TRIGGER = "SELECT 1 FROM sqlite_master WHERE type = 'trigger' AND instr(sql, :text)"
@@ -82,8 +89,7 @@ def operator_rule(message: str) -> str:
     """
     if message.startswith(_UNIQUE):
         return f"{message[len(_UNIQUE) :].replace('bookings.', '')} must be unique"
-    is_built_in = " constraint failed" in message or message == "datatype mismatch"
-    return "" if is_built_in else message
+    return "" if message.startswith(_OTHER_CONSTRAINTS) else message
 
 
 def as_found(row: Sequence[Any] | None) -> Booking | Cancellation | None:
