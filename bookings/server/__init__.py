@@ -2,12 +2,12 @@
 
     http1        HTTP/1.1 grammar and serialization, without I/O
     hosts        which Host names the server accepts
-    log_pipe     keeps a standard error that nobody reads from blocking
+    log_pipe     keeps a standard error that is not read from blocking
     request_log  one line per request
     connection   one client: reads, deadlines, responses
     server       accepts connections, bounds their number, shuts down
     unix_socket  a listening socket with a path
-    signals      which signals end the server
+    signals      signals that end the server
     workers      processes that share a listening socket, and their supervisor
 
 No module here knows about SQL or the fields of a booking.

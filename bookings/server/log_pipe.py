@@ -1,8 +1,8 @@
 """A pipe in front of standard error, so that no write to the log waits for its reader.
 
 Standard error itself cannot be made non-blocking: the shell and other programs share its open file
-description. So all processes of the server write to a pipe of their own, and a thread of the first
-process copies it to standard error. If nobody reads standard error, only that thread waits.
+description. So all processes of the server write to another pipe, and a thread of the first
+process copies it to standard error. If standard error is not read, only that thread waits.
 """
 
 from __future__ import annotations
@@ -61,23 +61,24 @@ class LogPipe:
         os.close(self._read_end)
 
     def close(self) -> None:
-        """Copy the last lines, once all other processes have ended, unless nobody reads them."""
+        """Copy the last lines, once all other processes have ended, if they are read in time."""
         os.close(self._write_end)
         self._thread.join(CLOSE_SECONDS)
 
     def _copy(self) -> None:
         rest, noted = b"", 0
-        received: bytes | None = None
-        while received != b"":
+        while True:
             is_ready, _, _ = select.select([self._read_end], [], [], _NOTE_SECONDS)
-            received = os.read(self._read_end, _READ_BYTES) if is_ready else None
-            lines, end, rest = (rest + (received or b"")).rpartition(b"\n")
+            received = os.read(self._read_end, _READ_BYTES) if is_ready else b""
+            lines, end, rest = (rest + received).rpartition(b"\n")
             for piece in split_lines(lines + end):
                 self._write_to_target(piece)
             dropped = sum(self._dropped)
             if dropped > noted:
                 self._write_to_target(self._note(dropped - noted))
                 noted = dropped
+            if is_ready and not received:  # All writers have closed their ends.
+                return
 
     def _write_to_target(self, piece: bytes) -> None:
         with suppress(OSError):  # The reader is gone.

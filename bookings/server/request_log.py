@@ -1,7 +1,7 @@
 """The log on standard error: one line per request, and faults with their tracebacks.
 
-A file or a terminal is written to directly. A pipe or a socket, which nobody may read, is not; see
-`log_pipe`.
+Lines go to a file or a terminal directly, and through `log_pipe` to a pipe or a socket, because its
+reader may not read them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 from bookings.server.log_pipe import PIPE_BUF, LogPipe, split_lines
-from bookings.terminal import plural
 
 # Longest method and target in a line. The other parts take fewer than 300 bytes, so that the line
 # is a single write of at most PIPE_BUF bytes.
@@ -102,7 +101,8 @@ def _write_pieces(pieces: Iterable[bytes]) -> None:
 
 
 def _describe_dropped(count: int) -> bytes:
-    return f"{_now()} dropped {plural(count, 'line')} of this log, which nobody read\n".encode()
+    lines = "line" if count == 1 else "lines"
+    return f"{_now()} dropped {count} {lines} of this log, which nobody read\n".encode()
 
 
 def _now() -> str:

@@ -57,10 +57,15 @@ def listen(host: str, port: int) -> socket.socket:
 
     `host` may be unix:PATH instead of a name or an address.
     """
-    if host.startswith(unix_socket.PREFIX):
-        listener = unix_socket.bind(host[len(unix_socket.PREFIX) :], BACKLOG)
-        listener.setblocking(False)
-        return listener
+    is_path = host.startswith(unix_socket.PREFIX)
+    path = host[len(unix_socket.PREFIX) :]
+    listener = unix_socket.bind(path, BACKLOG) if is_path else _bind(host, port)
+    # All workers wake up for one connection; only the first finds it.
+    listener.setblocking(False)
+    return listener
+
+
+def _bind(host: str, port: int) -> socket.socket:
     addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     # Of a name with addresses of both families, such as localhost, every client can reach the IPv4
     # one: those that try IPv6 first go on to it.
@@ -75,8 +80,6 @@ def listen(host: str, port: int) -> socket.socket:
     except BaseException:
         listener.close()
         raise
-    # All workers wake up for one connection; only the first finds it.
-    listener.setblocking(False)
     return listener
 
 

@@ -1,4 +1,4 @@
-"""Which signals end the server, how a second one ends it at once, and which do nothing."""
+"""Signals that end the server, the second one at once, and signals that it ignores."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STOP_SIGNALS = [
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
     if hasattr(signal, name)
 ]
-# Programs that rotate logs send these to the processes that write them. There is no log to reopen.
+# Programs that rotate logs send these to the processes that write them. The server reopens nothing.
 _IGNORED_SIGNALS = [
     getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)
 ]

@@ -63,7 +63,7 @@ def close(listener: socket.socket) -> None:
 
 
 def _remove_stale(path: str) -> None:
-    """Remove a socket on which no server listens. Raise OSError if anything else is there."""
+    """Remove a socket that a server left behind. Raise OSError if anything else is there."""
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:

@@ -45,6 +45,7 @@ STOP_TIMEOUT = DRAIN_SECONDS + 1.0
 # How often the supervisor tries to settle the files of a disk that fails, and how often it says so.
 SETTLE_SECONDS = 0.2
 REPORT_SECONDS = 60.0
+
 _logger = logging.getLogger("bookings")
 
 
