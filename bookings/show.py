@@ -12,16 +12,13 @@ import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Union
 
 from bookings import settings, values
 from bookings.stores import find_database
-from bookings.stores.model import Booking, Cancellation
+from bookings.stores.model import Booking, Cancellation, Record
 from bookings.terminal import escape, plural, run_command
 
 _NAME = "bookings.show"
-
-Row = Union[Booking, Cancellation]
 
 
 def main() -> int:
@@ -86,13 +83,13 @@ def positive_number(value: str) -> int:
     return int(value)
 
 
-def print_json(found: Iterable[Row]) -> None:
+def print_json(found: Iterable[Record]) -> None:
     """Print one object per line, in ASCII: control characters become escapes, a blob its repr."""
     for booking in found:
         print(json.dumps(booking._asdict(), default=repr).replace("\x7f", "\\u007f"))
 
 
-def print_table(read: Callable[[], Iterable[Row]], columns: Sequence[str], noun: str) -> None:
+def print_table(read: Callable[[], Iterable[Record]], columns: Sequence[str], noun: str) -> None:
     """Print aligned columns and the number of rows. Reads twice, first for the widths."""
     widths = [len(name) for name in columns]
     for booking in read():
@@ -106,7 +103,7 @@ def print_table(read: Callable[[], Iterable[Row]], columns: Sequence[str], noun:
     print(plural(count, noun))
 
 
-def cells(booking: Row) -> list[str]:
+def cells(booking: Record) -> list[str]:
     return [escape(str(value)) for value in booking]
 
 

@@ -9,7 +9,7 @@ from contextlib import closing
 
 from bookings.stores import connections
 from bookings.stores.files import DatabaseFiles, startup_errors
-from bookings.stores.model import CannotOpen, FailureReason
+from bookings.stores.model import CannotOpen
 from bookings.stores.recovery import settle
 from bookings.stores.schema import ENCODING, OBJECTS, schema_statements, verify_schema
 
@@ -58,10 +58,7 @@ def _switch_to_wal(db: sqlite3.Connection) -> str:
         try:
             return str(db.execute("PRAGMA journal_mode = WAL").fetchone()[0])
         except sqlite3.OperationalError as error:
-            if (
-                connections.failure_reason(error) is not FailureReason.BUSY
-                or time.monotonic() > deadline
-            ):
+            if not connections.is_busy(error) or time.monotonic() > deadline:
                 raise
             time.sleep(0.01)
 

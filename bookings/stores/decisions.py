@@ -36,7 +36,7 @@ def insert_or_explain(execute: Execute, new: NewBooking) -> model.Decision:
 
 
 def cancel_or_explain(execute: Execute, tenant_id: str, booking_id: int) -> bool:
-    """Move the row first. Only if there is none to move, look up why."""
+    """Move the row first. Only if no row was moved, look up why."""
     values: sql.Values = {
         "id": booking_id,
         "tenant_id": tenant_id,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, Union
 
 # Rows that a RowsRejected names. It only counts the others.
 MAX_REASONS = 20
@@ -40,6 +40,9 @@ class Cancellation(NamedTuple):
     cancelled_at: str
 
 
+Record = Union[Booking, Cancellation]
+
+
 class Counts(NamedTuple):
     """The number of rows of each table."""
 
@@ -48,7 +51,7 @@ class Counts(NamedTuple):
 
 
 class Restored(NamedTuple):
-    """What a restore copied, and what it did not copy as it was."""
+    """The result of a restore: the rows, and the parts of the copy that they differ from."""
 
     counts: Counts
     uncopied: list[str]  # Columns, tables, triggers and so on that schema.sql does not have.
@@ -131,7 +134,7 @@ class Store(Protocol):
     def list_bookings(self, query: PageQuery) -> Page:
         """Return the first bookings that match, by start time."""
 
-    def get_booking(self, tenant_id: str, booking_id: int) -> Booking | Cancellation | None: ...
+    def get_booking(self, tenant_id: str, booking_id: int) -> Record | None: ...
 
     def cancel(self, tenant_id: str, booking_id: int) -> bool:
         """Cancel a booking. Return True if it is cancelled now, whether by this call or an earlier
@@ -156,7 +159,7 @@ class Reader(Protocol):
         start_before: str,
         limit: int,
         cancelled: bool = False,
-    ) -> Iterator[Booking | Cancellation]:
+    ) -> Iterator[Record]:
         """Yield bookings, or the cancelled ones, by tenant and start time. None, "" and -1 leave a
         bound open.
         """
@@ -173,7 +176,7 @@ def current_time() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-def explain_conflict(new: NewBooking, found: Booking | Cancellation | None) -> Decision:
+def explain_conflict(new: NewBooking, found: Record | None) -> Decision:
     """Explain why the INSERT of `new` failed, given the booking that has its idempotency key."""
     if not found:
         return Outcome.SLOT_TAKEN, None
@@ -182,7 +185,7 @@ def explain_conflict(new: NewBooking, found: Booking | Cancellation | None) -> D
     return (Outcome.REPLAYED, found) if isinstance(found, Booking) else (Outcome.CANCELLED, None)
 
 
-def explain_no_cancellation(found: Booking | Cancellation | None) -> bool:
+def explain_no_cancellation(found: Record | None) -> bool:
     """Return the result of `cancel` if no row was moved, given the booking that has the id."""
     if isinstance(found, Booking):
         raise RuntimeError("the booking was not moved to cancellations; does a trigger prevent it?")

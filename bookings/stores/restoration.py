@@ -21,7 +21,6 @@ from bookings.stores.files import DatabaseFiles, absolute_path, startup_errors
 from bookings.stores.model import (
     MAX_REASONS,
     Booking,
-    Cancellation,
     CannotOpen,
     Restored,
     RowsRejected,
@@ -29,6 +28,7 @@ from bookings.stores.model import (
 from bookings.stores.new_file import new_file
 from bookings.stores.schema import OBJECTS, expected_objects, schema_statements
 from bookings.stores.snapshot import Snapshot, open_read_only, verify_copy
+from bookings.stores.sql import TABLES
 
 Progress = Callable[[int, int], None]
 Row = Sequence[Any]
@@ -36,14 +36,12 @@ Row = Sequence[Any]
 # Rows of one transaction, and between two reports of progress.
 _CHUNK_ROWS = 5000
 
-# Cancellations first, so that their trigger judges the bookings.
-TABLES = {"cancellations": Cancellation._fields, "bookings": Booking._fields}
 _CREATED_AT = Booking._fields.index("created_at")
 # Other spellings of an instant in UTC: SQLite's CURRENT_TIMESTAMP, and JavaScript's toISOString().
 _OTHER_INSTANT = re.compile(
     rb"([0-9]{4}-[0-9]{2}-[0-9]{2})(?: |T(?=.*Z))([0-9]{2}:[0-9]{2}:[0-9]{2})(?:\.[0-9]+)?Z?"
 )
-# SQLite's message for the text "now" in a CHECK constraint, which is no IntegrityError.
+# SQLite's message for the text "now" in a CHECK constraint, which is not an IntegrityError.
 _NOT_DETERMINISTIC = "non-deterministic use"
 
 

@@ -18,6 +18,7 @@ from bookings.stores.model import (
     FailureReason,
     NewBooking,
     Outcome,
+    Record,
     RejectedByRule,
     Unavailable,
 )
@@ -56,9 +57,7 @@ class RqliteStore:
         try:
             (result,) = self._client.execute([(sql.INSERT, row)], deadline)
         except Rejected as error:
-            # A weak read could miss the booking and report a taken slot instead of a replay.
-            rows = self._client.query(LEVEL_STRONG, sql.FIND_BY_KEY, row, deadline)
-            found = sql.as_found(rows[0] if rows else None)
+            found = self._find(sql.FIND_BY_KEY, row, deadline)
             if not found and str(error) not in sql.CONFLICTS:
                 self._raise_if_rule(error, deadline)
                 raise
@@ -91,7 +90,7 @@ class RqliteStore:
                 if str(error) not in sql.CANCELLATION_EXISTS:
                     self._raise_if_rule(error, deadline)
                     raise
-            found = self._find(booking_id, tenant_id, deadline)
+            found = self._find(sql.FIND_BY_ID, values, deadline)
             if not isinstance(found, Booking):
                 break
         return model.explain_no_cancellation(found)
@@ -105,8 +104,9 @@ class RqliteStore:
 
         return sql.read_page(fetch_row, query)
 
-    def get_booking(self, tenant_id: str, booking_id: int) -> Booking | Cancellation | None:
-        return self._find(booking_id, tenant_id, rqlite_client.call_deadline())
+    def get_booking(self, tenant_id: str, booking_id: int) -> Record | None:
+        values: sql.Values = {"id": booking_id, "tenant_id": tenant_id}
+        return self._find(sql.FIND_BY_ID, values, rqlite_client.call_deadline())
 
     def ping(self) -> None:
         # A health check only needs to know that there is a leader, and runs every few seconds.
@@ -126,19 +126,17 @@ class RqliteStore:
         ):
             raise RejectedByRule(rule) from None
 
-    def _find(
-        self, booking_id: int, tenant_id: str, deadline: float
-    ) -> Booking | Cancellation | None:
-        values: sql.Values = {"id": booking_id, "tenant_id": tenant_id}
-        found = self._client.query(LEVEL_STRONG, sql.FIND_BY_ID, values, deadline)
-        return sql.as_found(found[0] if found else None)
+    def _find(self, statement: str, values: sql.Values, deadline: float) -> Record | None:
+        # A weak read could miss a booking and report a taken slot instead of a replay.
+        rows = self._client.query(LEVEL_STRONG, statement, values, deadline)
+        return sql.as_found(rows[0] if rows else None)
 
 
 class RqliteReader:
     """The bookings on a cluster, for the commands that run beside the server."""
 
     def __init__(self, client: RqliteClient) -> None:
-        """Raise CannotOpen unless there is a table of bookings, under whatever rules."""
+        """Raise CannotOpen unless there is a table of bookings. Its rules do not matter."""
         self._client = client
         columns = [(table, name) for table, name in client.query(LEVEL_STRONG, COLUMNS)]
         self._has_cancellations = verify_columns(columns, client.name)
@@ -154,7 +152,7 @@ class RqliteReader:
         start_before: str,
         limit: int,
         cancelled: bool = False,
-    ) -> Iterator[Booking | Cancellation]:
+    ) -> Iterator[Record]:
         if cancelled and not self._has_cancellations:
             return
         record = Cancellation if cancelled else Booking

@@ -22,14 +22,14 @@ _INSERT_PAGE = {
     table: f"INSERT INTO {table} ({', '.join(columns)}) "
     f"SELECT {', '.join(map(_ELEMENT.format, range(len(columns))))} "
     f"FROM json_each(:rows) WHERE {_ELEMENT.format(0)} NOT IN (SELECT id FROM {table})"
-    for table, columns in restoration.TABLES.items()
+    for table, columns in sql.TABLES.items()
 }
 # An id that was used is not used again.
 _RAISE_SEQUENCE = (
     "INSERT INTO sqlite_sequence (name) SELECT 'bookings' EXCEPT SELECT name FROM sqlite_sequence",
     "UPDATE sqlite_sequence SET seq = max(ifnull(seq, 0), :seq) WHERE name = 'bookings'",
 )
-# A NUL, at which SQLite's JSON functions end, and a byte that is not UTF-8.
+# SQLite's JSON functions end at a NUL. A lone surrogate stands for a byte that is not UTF-8.
 _UNSENDABLE = re.compile("[\0\udc80-\udcff]")
 
 
@@ -45,7 +45,7 @@ def restore_cluster(url: str, copy: str, progress: Callable[[int, int], None]) -
         with open_client(url) as client:
             _count_restored(client, db)
             total = remaining = sum(restored.counts)
-            for table in restoration.TABLES:
+            for table in sql.TABLES:
                 for page in _read_pages(db, table):
                     rows = json.dumps(page, ensure_ascii=False)
                     client.execute([(_INSERT_PAGE[table], {"rows": rows})])
@@ -60,10 +60,10 @@ def restore_cluster(url: str, copy: str, progress: Callable[[int, int], None]) -
 
 
 def _verify_sendable(db: sqlite3.Connection) -> None:
-    """Raise RowsRejected if rows have text that JSON or SQLite's JSON functions cannot carry."""
+    """Raise RowsRejected if rows have values that JSON or SQLite's JSON functions cannot carry."""
     reasons = [
-        f"{table}, id {row[0]}: a cluster cannot store text that has a NUL or is not UTF-8"
-        for table in restoration.TABLES
+        f"{table}, id {row[0]}: a cluster cannot store a blob, a NUL or text that is not UTF-8"
+        for table in sql.TABLES
         for page in _read_pages(db, table)
         for row in page
         if not all(isinstance(text, str) and not _UNSENDABLE.search(text) for text in row[1:])
@@ -75,14 +75,14 @@ def _verify_sendable(db: sqlite3.Connection) -> None:
 def _read_pages(db: sqlite3.Connection, table: str) -> Iterator[list[Any]]:
     """Yield the rows in pages. Bytes that are not UTF-8 become lone surrogates."""
     db.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")
-    rows = db.execute(f"SELECT {', '.join(restoration.TABLES[table])} FROM {table} ORDER BY id")
+    rows = db.execute(f"SELECT {', '.join(sql.TABLES[table])} FROM {table} ORDER BY id")
     return iter(lambda: rows.fetchmany(READ_ROWS), [])
 
 
 def _count_restored(client: RqliteClient, db: sqlite3.Connection) -> int:
     """Return how many rows the cluster has. Raise CannotOpen unless `db` has the same ones."""
     count = 0
-    for table, columns in restoration.TABLES.items():
+    for table, columns in sql.TABLES.items():
         select = f"SELECT {', '.join(columns)} FROM {table} WHERE id > :after"
         after = 0
         while True:

@@ -10,6 +10,7 @@ from contextlib import closing
 from pathlib import Path
 
 from bookings.stores.model import Booking, Cancellation, CannotOpen
+from bookings.stores.sql import TABLES
 
 ENCODING = "PRAGMA encoding"
 # SQLite compares names without case, and reserves names that start with sqlite_ for itself.
@@ -18,10 +19,9 @@ OBJECTS = (
     "WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite%'"
 )
 
-# The columns of our tables, whoever created them.
+# The columns of the tables that have our names.
 COLUMNS = " UNION ALL ".join(
-    f"SELECT '{table}', name FROM pragma_table_info('{table}')"
-    for table in ("bookings", "cancellations")
+    f"SELECT '{table}', name FROM pragma_table_info('{table}')" for table in TABLES
 )
 
 _FILE = Path(__file__).resolve().parents[2] / "schema.sql"
@@ -139,7 +139,7 @@ def _rules(statement: str) -> list[str]:
         elif depth == 1 and token == ",":
             rules.append("")
         elif (token, depth) == (")", 0):
-            rules.append(")")  # STRICT, for example, is no name of a column.
+            rules.append(")")  # An option such as STRICT follows, which is not a column.
         else:
             rules[-1] += token
     return [rule for rule in map(str.strip, rules) if rule not in ("", ")")]

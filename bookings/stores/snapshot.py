@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager, suppress
 from bookings.stores import sql
 from bookings.stores.connections import connect, set_busy_timeout
 from bookings.stores.files import DatabaseFiles, startup_errors
-from bookings.stores.model import Booking, Cancellation, CannotOpen, Counts
+from bookings.stores.model import Booking, Cancellation, CannotOpen, Counts, Record
 from bookings.stores.schema import COLUMNS, verify_columns
 
 # Pages that SQLite copies between two reports of progress.
@@ -21,7 +21,7 @@ class Snapshot:
     """The bookings at one moment."""
 
     def __init__(self, db: sqlite3.Connection, path: str) -> None:
-        """Raise CannotOpen unless there is a table of bookings, under whatever rules."""
+        """Raise CannotOpen unless there is a table of bookings. Its rules do not matter."""
         self._db = db
         self.has_cancellations = verify_columns(db.execute(COLUMNS).fetchall(), path)
 
@@ -35,7 +35,7 @@ class Snapshot:
         start_before: str,
         limit: int,
         cancelled: bool = False,
-    ) -> Iterator[Booking | Cancellation]:
+    ) -> Iterator[Record]:
         if cancelled and not self.has_cancellations:
             return iter(())
         query, values = sql.list_query(cancelled, tenant_id, start_from, start_before, limit)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from bookings.stores.model import Booking, Cancellation, Page, PageQuery
+from bookings.stores.model import Booking, Cancellation, Page, PageQuery, Record
 
 Values = Mapping[str, "str | int"]
 
+# The columns of each table. Cancellations first: their trigger then judges restored bookings.
+TABLES = {"cancellations": Cancellation._fields, "bookings": Booking._fields}
 _COLUMNS = ", ".join(Booking._fields)
 _INSERTED = [column for column in Booking._fields if column != "id"]
 
@@ -92,7 +94,7 @@ def operator_rule(message: str) -> str:
     return "" if message.startswith(_OTHER_CONSTRAINTS) else message
 
 
-def as_found(row: Sequence[Any] | None) -> Booking | Cancellation | None:
+def as_found(row: Sequence[Any] | None) -> Record | None:
     """Return what a row of FIND_BY_KEY or FIND_BY_ID stands for."""
     if not row:
         return None
@@ -119,11 +121,9 @@ def list_query(
         conditions.append("start_time_utc >= :start_from")
     if start_before:
         conditions.append("start_time_utc < :start_before")
-    columns, table = (
-        (f"{_COLUMNS}, cancelled_at", "cancellations") if cancelled else (_COLUMNS, "bookings")
-    )
+    table = "cancellations" if cancelled else "bookings"
     statement = (
-        f"SELECT {columns} FROM {table} WHERE {' AND '.join(conditions)} "
+        f"SELECT {', '.join(TABLES[table])} FROM {table} WHERE {' AND '.join(conditions)} "
         "ORDER BY tenant_id, start_time_utc, id LIMIT :limit"
     )
     values: dict[str, str | int] = {

@@ -17,11 +17,10 @@ from bookings.stores.creation import verify_rules
 from bookings.stores.decisions import Execute, cancel_or_explain, insert_or_explain
 from bookings.stores.files import DatabaseFiles, Identities, startup_errors
 from bookings.stores.model import (
-    Booking,
-    Cancellation,
     CannotOpen,
     FailureReason,
     NewBooking,
+    Record,
     Unavailable,
 )
 from bookings.stores.shared import SharedState
@@ -120,7 +119,7 @@ class SQLiteStore:
         with self.reading() as db:
             return sql.read_page(lambda *statement: db.execute(*statement).fetchone(), query)
 
-    def get_booking(self, tenant_id: str, booking_id: int) -> Booking | Cancellation | None:
+    def get_booking(self, tenant_id: str, booking_id: int) -> Record | None:
         with self.reading() as db:
             values: sql.Values = {"id": booking_id, "tenant_id": tenant_id}
             return sql.as_found(db.execute(sql.FIND_BY_ID, values).fetchone())
@@ -182,12 +181,7 @@ class SQLiteStore:
                     if db.total_changes:
                         self._checkpoint_if_due(db, wal)
                 except sqlite3.OperationalError as error:
-                    # SQLite syncs the WAL itself when it starts to overwrite it. Python 3.9 and
-                    # 3.10 do not name the error; there the own sync reports it as well.
-                    if getattr(error, "sqlite_errorname", "") == "SQLITE_IOERR_FSYNC":
-                        self._shared.abandon(error)
-                    if str(error) == "disk I/O error":
-                        self._sync(wal)
+                    self._abandon_if_sync_failed(error, wal)
                     raise
                 finally:
                     if in_queue:
@@ -242,6 +236,14 @@ class SQLiteStore:
         # A descriptor opened after the failure does not report it.
         if self._shared.sync_failed:
             raise OSError("a sync failed in another worker; the server restarts from the disk")
+
+    def _abandon_if_sync_failed(self, error: sqlite3.OperationalError, wal: int) -> None:
+        """SQLite syncs the WAL itself when it starts to overwrite it."""
+        # Python 3.9 and 3.10 do not name the error; there a sync of ours reports it as well.
+        if getattr(error, "sqlite_errorname", "") == "SQLITE_IOERR_FSYNC":
+            self._shared.abandon(error)
+        if str(error) == "disk I/O error":
+            self._sync(wal)
 
     def _sync_sentinel(self) -> None:
         # Under a lock, because the kernel reports an error to a descriptor only once.
