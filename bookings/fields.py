@@ -29,7 +29,7 @@ MAX_PARAMETERS = 16
 # A string of a structured field (RFC 9651, section 3.3.3), the form that the Idempotency-Key
 # draft prescribes.
 _QUOTED = re.compile(r'"((?:[^"\\]|\\["\\])*)"')
-# What `surrogateescape` makes of bytes that are not UTF-8.
+# `surrogateescape` decodes a byte that is not UTF-8 to one of these.
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")
 _LIMIT = re.compile(r"[1-9][0-9]{0,3}")
 _BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
