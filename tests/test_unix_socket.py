@@ -16,6 +16,7 @@ import pytest
 
 from bookings.server import unix_socket
 from bookings.server.signals import SAME_SIGNAL_SECONDS
+from bookings.stores.files import open_descriptor
 from tests.helpers.clients import CLOSE, HOST, closing_post, post, statuses
 from tests.helpers.processes import requires_fork, run_and_fail, serving, workers_of
 from tests.helpers.servers import ROOT, SOON, Server, all_from, until
@@ -97,6 +98,25 @@ def test_stale_socket_is_replaced(tmp_path: Path, path: Path) -> None:
         assert path.exists()
     with _listening(tmp_path, path) as server:
         assert _book(path) == [201]
+
+
+@requires_fork
+def test_socket_of_another_server_stays(tmp_path: Path, path: Path) -> None:
+    with _listening(tmp_path, path) as server:
+        path.unlink()
+        with contextlib.closing(unix_socket.bind(str(path), 1)):
+            assert server.stop() == 0
+            assert path.exists()
+
+
+@requires_fork
+def test_lock_on_folder_does_not_delay_start(tmp_path: Path, path: Path) -> None:
+    """systemd-tmpfiles asks programs to lock a folder that it must not clean up."""
+    fcntl = pytest.importorskip("fcntl")
+    with open_descriptor(str(tmp_path), os.O_RDONLY) as folder:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        with _listening(tmp_path, path):
+            assert _book(path) == [201]
 
 
 @requires_fork

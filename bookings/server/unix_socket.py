@@ -10,55 +10,55 @@ import socket
 import stat
 from contextlib import closing, suppress
 
-from bookings.stores.files import open_descriptor
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
 PREFIX = "unix:"
 # Longest path in bytes that every system accepts (sun_path has 104 bytes on macOS, 108 on Linux).
 _MAX_PATH = 103
 
 
-def bind(path: str, backlog: int) -> socket.socket:
+class Listener(socket.socket):
+    """A listening socket that knows which file at its path is its own."""
+
+    file: os.stat_result
+
+
+def bind(path: str, backlog: int) -> Listener:
     """Return a socket that listens at `path`, with mode 0660. Raise OSError.
 
-    A socket that a server left behind is replaced.
+    A socket that a server left behind is replaced. If two servers start at the same moment, both
+    may do that, and clients reach the later one.
     """
-    if not hasattr(socket, "AF_UNIX") or not fcntl:
+    if not hasattr(socket, "AF_UNIX"):
         raise OSError("this system has no unix sockets; give an address")
     if not 0 < len(os.fsencode(path)) <= _MAX_PATH:
         raise OSError(f"give a path of 1 to {_MAX_PATH} bytes")
-    # The lock keeps two servers that start at once from removing each other's socket.
-    with open_descriptor(os.path.dirname(path) or ".", os.O_RDONLY) as folder:
-        fcntl.flock(folder, fcntl.LOCK_EX)
-        _remove_stale(path)
-        listener = socket.socket(socket.AF_UNIX)
-        # The socket never exists with another mode.
-        mask = os.umask(0o117)
-        try:
-            listener.bind(path)
-            listener.listen(backlog)
-        except BaseException:
-            listener.close()
-            raise
-        finally:
-            os.umask(mask)
+    _remove_stale(path)
+    listener = Listener(socket.AF_UNIX)
+    # The socket never exists with another mode.
+    mask = os.umask(0o117)
+    try:
+        listener.bind(path)
+        listener.file = os.lstat(path)
+        listener.listen(backlog)
+    except BaseException:
+        listener.close()
+        raise
+    finally:
+        os.umask(mask)
     return listener
 
 
 def close(listener: socket.socket) -> None:
-    """Close a listening socket, and remove its path if it has one.
+    """Close a listening socket, and remove its file if it has one.
 
     Do this before any worker stops accepting: a server that starts meanwhile must not find, and
     replace, a path that is removed afterwards.
     """
-    path = listener.getsockname()
-    if isinstance(path, str):
+    if isinstance(listener, Listener):
+        path = listener.getsockname()
         with suppress(OSError):  # It is gone, or its folder is read-only now.
-            os.unlink(path)
+            # Another server may have replaced it.
+            if os.path.samestat(os.lstat(path), listener.file):
+                os.unlink(path)
     listener.close()
 
 
