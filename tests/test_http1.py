@@ -12,6 +12,7 @@ import json
 import pytest
 
 from bookings.problems import PROBLEM_TYPES
+from bookings.server.connection import BODY_SECONDS
 from bookings.server.http1 import (
     MAX_BODY,
     MAX_HEADER_BYTES,
@@ -161,6 +162,27 @@ def test_chunked_request_in_single_bytes_is_accepted(server: Server) -> None:
             connection.send(bytes([byte]))
         assert statuses(all_from(connection)) == [201, 200]
     assert_serves(server, [("slow", SLOT, "slow")])
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (booking_of("k"), 400),
+        (b"tenant_id=acme", 400),
+        (b"1 ;a\0", 400),
+        (b"2\r\r", 400),
+        (b"4001", 413),
+    ],
+)
+def test_bytes_that_cannot_start_a_chunk_are_rejected_at_once(
+    server: Server, sent: bytes, status: int
+) -> None:
+    head = request(b"POST /bookings HTTP/1.1", HOST, JSON, b"Transfer-Encoding: chunked")
+    with connect(server) as connection:
+        connection.settimeout(BODY_SECONDS / 2)  # Before the server gives up.
+        connection.sendall(head + sent)
+        assert response_from(connection).status == status
+    assert_serves(server, [])
 
 
 def test_chunks_are_decoded_once_although_they_arrive_in_single_bytes() -> None:

@@ -43,8 +43,8 @@ _CHUNKED = re.compile("chunked", re.ASCII | re.IGNORECASE)
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::[0-9]*)?")
 _BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
 _EMPTY_LINES = re.compile(rb"^(?:\r\n)+")
-# A size and extensions, which are ignored. 16 digits are more than any size needs.
-_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:[ \t]*;[^\x00-\x08\x0a-\x1f\x7f]*)?\r\n")
+# A size and extensions, which are ignored. 16 digits after zeros are more than any size needs.
+_CHUNK_LINE = re.compile(rb"0*([0-9A-Fa-f]{1,16})(?:[ \t]*;[^\x00-\x08\x0a-\x1f\x7f]*)?\r\n")
 
 # No cache may store a response: its key would not include the tenant, which may be in a header.
 # No browser may guess a media type.
@@ -122,7 +122,9 @@ def host(headers: Headers, version: tuple[int, int]) -> str | None:
     """Return the value of Host, or None if an HTTP/1.0 request has none."""
     hosts = headers.get("host", [])
     if len(hosts) > 1 or (not hosts and version > (1, 0)) or not all(map(_HOST.fullmatch, hosts)):
-        raise Problem("malformed-request", "Send exactly one Host header, with a host and a port.")
+        raise Problem(
+            "malformed-request", "Send exactly one Host header, like Host: localhost:3000."
+        )
     return hosts[0] if hosts else None
 
 
@@ -170,6 +172,9 @@ class ChunkedBody:
             if self._overhead + len(line) > MAX_CHUNK_OVERHEAD or len(line) == MAX_CHUNK_LINE:
                 raise Problem("body-too-large", "Send fewer chunks, extensions and trailers.")
             if not data:
+                if line and not self._in_trailers:
+                    # Reject what no byte can make a size: the client may wait for the response.
+                    self._size(line.removesuffix(b"\r") + b";\r\n")
                 return received[start:], False
             if self._in_trailers and line == b"\r\n":
                 return received[data:], True
@@ -193,7 +198,10 @@ class ChunkedBody:
         """Return the size in the first line of a chunk."""
         match = _CHUNK_LINE.fullmatch(line)
         if not match:
-            raise Problem("malformed-request", "A chunk does not start with its hexadecimal size.")
+            detail = (
+                "A chunk does not start with its hexadecimal size; send chunks or Content-Length."
+            )
+            raise Problem("malformed-request", detail)
         size = int(match[1], 16)
         if len(self.content) + size > MAX_BODY:
             raise Problem("body-too-large", f"Send a body of at most {MAX_BODY} bytes.")
