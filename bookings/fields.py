@@ -32,6 +32,7 @@ _QUOTED = re.compile(r'"((?:[^"\\]|\\["\\])*)"')
 # `surrogateescape` decodes a byte that is not UTF-8 to one of these.
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")
 _LIMIT = re.compile(r"[1-9][0-9]{0,3}")
+_PAIR = re.compile("[^=]+=")
 _BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 _MISSING = {
@@ -146,6 +147,9 @@ def parse_query(raw: str, known: Sequence[str]) -> Query:
         reject_errors([FieldError("query", detail)])
     raw = "&".join(given)
     try:
+        for pair in given:
+            if not _PAIR.match(pair):
+                raise ValueError(f"{strict_json.shorten(pair)!r} has no name or no =")
         if _BAD_PERCENT.search(raw):
             raise ValueError("a % is not followed by two hexadecimal digits; send it as %25")
         pairs = _parse_pairs(raw) if raw else []

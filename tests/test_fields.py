@@ -518,6 +518,16 @@ def test_invalid_query_is_rejected(
     assert set(named) == names
 
 
+@pytest.mark.parametrize("part", ["=", "=1", "a", "b" * 5000], ids=short_id)
+def test_part_of_query_without_name_or_value_is_quoted_in_short(
+    shared_server: Server, part: str
+) -> None:
+    response = shared_server.call("GET", f"/bookings?tenant_id=a&{part}")
+    assert_problem(response, 400, "invalid-fields", "query")
+    (error,) = response.json["errors"]
+    assert f"'{part[:40]}" in error["detail"] and len(error["detail"]) < 200
+
+
 def test_rejection_of_many_parameters_says_how_many_to_send(shared_server: Server) -> None:
     query = "&".join(["tenant_id=a"] * 17)
     response = shared_server.call("GET", f"/bookings?{query}")
