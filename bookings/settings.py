@@ -50,6 +50,7 @@ def parse_server_settings() -> argparse.Namespace:
     )
     parser.add_argument(
         "--host",
+        type=host_address,
         help="address to listen on, or unix:PATH for a unix socket, which ignores the port "
         "(environment: HOST; default: 127.0.0.1, which only this machine can reach)",
     )
@@ -79,7 +80,7 @@ def _add_variables(options: argparse.Namespace, parser: OneLineParser) -> None:
     """Take what no flag sets from the environment. An error names the variable, not the flag."""
     for variable, default, validate in (
         ("PORT", "3000", port_number),
-        ("HOST", "127.0.0.1", str),
+        ("HOST", "127.0.0.1", host_address),
         ("WORKERS", str(default_workers()), worker_count),
         ("ALLOWED_HOSTS", "", host_names),
     ):
@@ -95,6 +96,15 @@ def port_number(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 5 and int(text) <= 65535):
         raise argparse.ArgumentTypeError(f"not a port: {text!r}; give a number from 0 to 65535")
     return int(text)
+
+
+def host_address(text: str) -> str:
+    """Reject a URL, and an address with brackets or a port. Binding finds other errors."""
+    if not text.startswith("unix:") and (re.search(r"[][/]", text) or text.count(":") == 1):
+        raise argparse.ArgumentTypeError(
+            f"not an address: {text!r}; give one like 127.0.0.1 or ::1, and the port with --port"
+        )
+    return text
 
 
 def worker_count(text: str) -> int:

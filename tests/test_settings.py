@@ -161,6 +161,16 @@ def test_rejection_names_environment_variable_or_flag(
 
 
 @pytest.mark.parametrize(
+    "host", ["[::1]", "[::1]:80", "127.0.0.1:80", "localhost:", "http://localhost", "10.0.0.0/8"]
+)
+def test_host_that_is_more_than_an_address_is_rejected(tmp_path: Path, host: str) -> None:
+    line = run_and_fail(tmp_path, sys.executable, RUN, f"--host={host}")
+    assert f"{host!r}; give one like 127.0.0.1 or ::1" in line and "--port" in line
+    assert "variable HOST" in run_and_fail(tmp_path, sys.executable, RUN, HOST=host)
+    assert not all_files(tmp_path)
+
+
+@pytest.mark.parametrize(
     "host",
     [
         "http://a.example",
