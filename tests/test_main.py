@@ -26,7 +26,7 @@ from tests.helpers.clients import book_at
 from tests.helpers.processes import run_and_fail, without_override
 from tests.helpers.servers import ROOT, SOON, Server, at_once, patched
 from tests.helpers.storage import BOOKING, all_files, create_by_hand, rows_in
-from tests.helpers.tools import posix_only
+from tests.helpers.tools import posix_only, run_tool
 
 RUN = str(ROOT / "run.py")
 
@@ -292,6 +292,8 @@ def test_file_of_another_user_is_named(tmp_path: Path, end: str) -> None:
         ("file:x.db", "file:"),
         ("sqlite:///x.db", "sqlite://"),
         ("Postgres://me:secret@localhost/x", "postgres://"),
+        ("localhost:4001", "localhost:4001"),
+        ("10.0.0.1:4001,10.0.0.2:4001", "10.0.0.1:4001"),
     ],
 )
 def test_database_that_is_neither_path_nor_cluster_is_rejected(
@@ -301,6 +303,13 @@ def test_database_that_is_neither_path_nor_cluster_is_rejected(
     assert f"{shown} is not supported" in line and "http://host:4001" in line
     assert "secret" not in line
     assert not all_files(tmp_path)
+
+
+@posix_only
+def test_name_of_database_may_have_colon(tmp_path: Path) -> None:
+    for name in ("2026-01-01T10:00.db", "./db:1"):
+        ended = run_tool("show", f"--database={name}", cwd=tmp_path)
+        assert f"there is no database at {tmp_path / name}" in ended.stderr
 
 
 def test_database_locked_for_too_long_is_reported(tmp_path: Path) -> None:

@@ -66,11 +66,14 @@ class Database(NamedTuple):
 
 def find_database(location: str) -> Database:
     """Return the database at a path or at the URL of a cluster. Raise CannotOpen for a bad one."""
-    foreign = re.match(r"(:memory:$|file:|(?!https?:)[a-z][a-z0-9+.-]+://)", location.lower())
+    foreign = re.match(
+        r"(:memory:$|file:|(?!https?:)[a-z][a-z0-9+.-]+://|[a-z0-9.-]{2,}:[0-9]+(?=,|$))",
+        location.lower(),
+    )
     if foreign:  # The rest may contain a password.
         raise CannotOpen(
-            f"{foreign[1]} is not supported as a database; expected the path of a file, or the URL "
-            "of a cluster like http://host:4001,host:4001"
+            f"{foreign[1]} is not supported as a database; expected the path of a file, like "
+            "./bookings.db, or the URL of a cluster, like http://host:4001,host:4001"
         )
     if location.lower().startswith(("http://", "https://")):
         return Database(
