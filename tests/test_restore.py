@@ -228,6 +228,14 @@ def test_what_schema_does_not_have_is_named_and_not_copied(tmp_path: Path) -> No
     assert rows_of(tmp_path / "new.db") == [GOOD]
 
 
+def test_view_of_bookings_is_copied(tmp_path: Path) -> None:
+    more_sql = "ALTER TABLE bookings RENAME TO t; CREATE VIEW bookings AS SELECT * FROM t"
+    old = make_old(tmp_path / "old.db", LAX, GOOD, more_sql=more_sql)
+    ended = restore(old, tmp_path / "new.db")
+    assert (ended.returncode, ended.stderr) == (0, "bookings.restore: not copied: table t\n")
+    assert rows_of(tmp_path / "new.db") == [GOOD]
+
+
 def make_with_wal(folder: Path) -> Path:
     """Make what a killed server leaves: a database whose second booking is only in its WAL."""
     made = make_database_of(folder / "made.db", row_of("acme"))
@@ -311,6 +319,29 @@ def test_row_that_breaks_rule_is_named(
     before = contents_of(tmp_path)
     assert_rejected(restore(old, tmp_path / "new.db"), reason)
     assert contents_of(tmp_path) == before
+
+
+def test_long_id_is_shortened(tmp_path: Path) -> None:
+    old = make_old(tmp_path / "old.db", LAX, ("x" * 9999, "zoo", SLOT, "k2", SLOT))
+    ended = restore(old, tmp_path / "new.db")
+    assert_rejected(ended, "id 'xxx")
+    assert len(ended.stderr) < 500
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE sqlite_sequence SET seq = 9007199254740991",
+        "INSERT INTO cancellations VALUES (9007199254740992, 'a', 'b', 'c', 'd', 'e')",
+    ],
+)
+def test_copy_that_leaves_no_id_is_refused(tmp_path: Path, change: str) -> None:
+    """The new database could not book anything."""
+    old = make_old(tmp_path / "old.db", SCHEMA, GOOD, more_sql=change)
+    ended = restore(old, tmp_path / "new.db")
+    assert_one_line(ended, "restore")
+    assert "900719925474099" in ended.stderr and str(old) in ended.stderr
+    assert set(contents_of(tmp_path)) == {"old.db"}
 
 
 def test_cancelled_booking_does_not_come_back(tmp_path: Path) -> None:

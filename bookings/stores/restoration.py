@@ -36,6 +36,8 @@ Row = Sequence[Any]
 # Rows of one transaction, and between two reports of progress.
 _CHUNK_ROWS = 5000
 
+# The largest id of a booking that schema.sql allows.
+_MAX_ID = 2**53 - 1
 _CREATED_AT = Booking._fields.index("created_at")
 # Other spellings of an instant in UTC: SQLite's CURRENT_TIMESTAMP, and JavaScript's toISOString().
 _OTHER_INSTANT = re.compile(
@@ -104,8 +106,14 @@ def _fill(db: sqlite3.Connection, name: str, copy: str, progress: Progress) -> R
                     "where they are counted"
                 )
             highest = f"SELECT max({sequence}, {', '.join(map(_highest_id, TABLES))})"
+            (last_id,) = db.execute(highest).fetchone()
+            if last_id >= _MAX_ID:
+                raise CannotOpen(
+                    f"{copy}: the last used id is {last_id}, so no id is left for new bookings; "
+                    "correct bookings, cancellations or sqlite_sequence in a copy of this file"
+                )
             db.execute("DELETE FROM sqlite_sequence")
-            db.execute(f"INSERT INTO sqlite_sequence (name, seq) SELECT 'bookings', ({highest})")
+            db.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('bookings', ?)", (last_id,))
     return Restored(counts, uncopied, rewritten)
 
 
@@ -136,7 +144,8 @@ def _list_uncopied(source: sqlite3.Connection, has_cancellations: bool) -> list[
             # Unlike table_info, table_xinfo has the generated columns.
             found = source.execute(f"SELECT name FROM pragma_table_xinfo('{table}')")
             uncopied += [f"column {name}" for (name,) in found if name.lower() not in columns]
-    copied = set(expected_objects())
+    # A view named bookings is read like the table.
+    copied = {*expected_objects(), "view bookings"}
     if not has_cancellations:
         copied.remove("table cancellations")
     return uncopied + [name for name, _ in source.execute(OBJECTS) if name not in copied]
@@ -199,7 +208,7 @@ def _insert_one_by_one(db: sqlite3.Connection, rows: Iterable[tuple[str, Row]]) 
         except sqlite3.DatabaseError as error:
             _raise_unless_rejected(error)
             name = row[0].decode("utf-8", "replace") if isinstance(row[0], bytes) else row[0]
-            yield f"{table}, id {name!a}: {error}"
+            yield f"{table}, id {name!a:.80}: {error}"
     db.execute("COMMIT")
 
 
