@@ -8,11 +8,12 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import ssl
 
 import pytest
 
 from bookings.problems import PROBLEM_TYPES
-from bookings.server.connection import BODY_SECONDS
+from bookings.server.connection import BODY_SECONDS, HEAD_SECONDS
 from bookings.server.http1 import (
     MAX_BODY,
     MAX_HEADER_BYTES,
@@ -162,6 +163,19 @@ def test_chunked_request_in_single_bytes_is_accepted(server: Server) -> None:
             connection.send(bytes([byte]))
         assert statuses(all_from(connection)) == [201, 200]
     assert_serves(server, [("slow", SLOT, "slow")])
+
+
+def test_client_that_speaks_tls_is_rejected_at_once(server: Server) -> None:
+    context, hello = ssl.create_default_context(), ssl.MemoryBIO()
+    with contextlib.suppress(ssl.SSLWantReadError):
+        context.wrap_bio(ssl.MemoryBIO(), hello, server_hostname="localhost").do_handshake()
+    # Its random bytes may have a line break, which is rejected as well.
+    sent = hello.read().replace(b"\n", b"-")
+    with connect(server) as connection:
+        connection.settimeout(HEAD_SECONDS / 2)  # Before the server gives up.
+        connection.sendall(sent)
+        response = response_from(connection)
+    assert response.status == 400 and "http://" in response.json["detail"]
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,10 @@ def find_head_end(received: bytes, searched: int) -> int:
         raise Problem("target-too-long", detail)
     if size > line_end + 2 + MAX_HEADER_BYTES:
         raise Problem("headers-too-large", f"Send at most {MAX_HEADER_BYTES} bytes of headers.")
+    # TLS starts with a control character. Its client would wait for the response.
+    if end < 0 and received < b"!":
+        detail = "The request does not start with a method. Use http://, not https://."
+        raise Problem("malformed-request", detail)
     if _BARE_LINE_FEED.search(received, searched, len(received) if end < 0 else end):
         raise Problem("malformed-request", "A line ends in a bare line feed; send CRLF.")
     return end
@@ -138,7 +142,8 @@ def body_length(headers: Headers, version: tuple[int, int]) -> int | None:
             raise Problem("malformed-request", detail)
         codings = headers["transfer-encoding"]
         if len(codings) > 1 or not _CHUNKED.fullmatch(codings[0]):
-            raise Problem("transfer-encoding", "The only supported transfer coding is chunked.")
+            detail = "The only supported transfer coding is chunked; send it, or Content-Length."
+            raise Problem("transfer-encoding", detail)
         return None
     lengths = headers.get("content-length", ["0"])
     if len(lengths) > 1 or not _DIGITS.fullmatch(lengths[0]):
@@ -185,7 +190,8 @@ class ChunkedBody:
                 end = data + size + 2
                 line_end = received[data + size : end]
                 if not b"\r\n".startswith(line_end):
-                    raise Problem("malformed-request", "A chunk does not end where its size says.")
+                    detail = "A chunk does not end where its size says; count its bytes."
+                    raise Problem("malformed-request", detail)
                 if line_end != b"\r\n":
                     return received[start:], False
                 self.content += received[data : data + size]
@@ -212,7 +218,8 @@ def expects_continue(headers: Headers) -> bool:
     """Return whether the client waits for 100 Continue before it sends the body."""
     expectations = headers.get("expect", ())
     if any(value.lower() != "100-continue" for value in expectations):
-        raise Problem("expectation-failed", "The only supported expectation is 100-continue.")
+        detail = "The only supported expectation is 100-continue; remove the Expect header."
+        raise Problem("expectation-failed", detail)
     return bool(expectations)
 
 
