@@ -23,7 +23,8 @@ _NAME = "bookings.backup"
 def main() -> int:
     """Copy the database. Return the exit code."""
     parser = argparse.ArgumentParser(
-        prog=f"python -m {_NAME}", description="Copy the database while the server runs."
+        prog=f"python -m {_NAME}",
+        description="Copy the database, also while the server runs, and verify the copy.",
     )
     parser.add_argument("file", help="file to create")
     parser.add_argument("--force", action="store_true", help="replace the file if it exists")

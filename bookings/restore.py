@@ -22,8 +22,8 @@ def main() -> int:
     """Make the database. Return the exit code."""
     parser = argparse.ArgumentParser(
         prog=f"python -m {_NAME}",
-        description="Make a new database of a backup, or of the database of an older version or "
-        "another program, if it has the same columns.",
+        description="Make the new database that --database names from a backup, or from a database "
+        "of an older version or of another program, if it has the same columns.",
     )
     parser.add_argument("copy", help="SQLite file with a table of bookings; it is only read")
     settings.add_database(parser)

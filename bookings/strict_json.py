@@ -72,7 +72,7 @@ def _reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(members) < len(pairs):
         names = [name for name, _ in pairs]
         duplicate = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"it has the member {shorten(duplicate)} twice")
+        raise ValueError(f"it has the member {shorten(duplicate)} twice; send it once")
     return members
 
 

@@ -32,7 +32,8 @@ def create_database(path: str) -> None:
             mode = _switch_to_wal(db)
             if mode != "wal":
                 raise CannotOpen(
-                    f"{path}: SQLite cannot use a WAL here; its journal mode stays {mode}"
+                    f"{path}: SQLite cannot use a WAL here; its journal mode stays {mode}; "
+                    "use a local disk"
                 )
             # The transaction lets two servers start on one new file.
             db.execute("BEGIN IMMEDIATE")

@@ -71,7 +71,7 @@ def verify_copy(path: str, at_least: Counts) -> Counts:
     if found != "ok":
         raise CannotOpen(f"the copy is damaged: {' '.join(found.split())[:200]}")
     if sum(count) < sum(at_least):
-        raise CannotOpen(f"the copy is incomplete: {sum(count)} of {sum(at_least)} bookings")
+        raise CannotOpen(f"the copy is incomplete: {sum(count)} of {sum(at_least)} rows; repeat it")
     return count
 
 
@@ -89,7 +89,7 @@ def open_read_only(path: str) -> Iterator[sqlite3.Connection]:
     path = files.path
     with startup_errors(path):
         if not os.path.exists(path):
-            raise CannotOpen(f"there is no database at {path}")
+            raise CannotOpen(f"there is no database at {path}; --database names another")
         files.verify_readable()
         files.verify_wal()
         # Reading a WAL database creates a WAL, and a read-only connection cannot delete it. A
