@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from bookings.stores import connections, creation, sql, sqlite
-from bookings.stores.model import PageQuery
+from bookings.stores.model import NewBooking, PageQuery, Unavailable
 from tests.helpers.openapi import assert_documented
 from tests.helpers.servers import SOON, Response, Server, assert_problem, at_once, patched
 from tests.helpers.storage import BOOKING, FAULT, INSERT
@@ -212,6 +212,61 @@ def test_booking_made_right_after_cancellation_is_not_found(tmp_path: Path) -> N
 
         assert not sqlite.cancel_or_explain(execute_and_book, "acme", 1)
         assert client.execute("SELECT id, tenant_id FROM bookings").fetchall() == [(1, "acme")]
+
+
+# --- Reads share a cache
+
+
+def test_read_sees_what_was_booked_before_it_started(tmp_path: Path) -> None:
+    """Also while other reads are in progress all the time. This cannot fail on a system whose
+    SQLite was built without shared caches.
+    """
+    path = tmp_path / "bookings.db"
+    creation.create_database(str(path))
+    stop = threading.Event()
+    with contextlib.closing(sqlite.SQLiteStore(str(path))) as store:
+        for number in range(500):
+            store.book(
+                NewBooking(
+                    "full", f"2026-01-01T10:{number // 60:02}:{number % 60:02}Z", f"f{number}"
+                )
+            )
+
+        def read_until_stopped() -> None:
+            while not stop.is_set():
+                store.list_bookings(PageQuery("full", "", "", "", 1000))
+
+        readers = [threading.Thread(target=read_until_stopped) for _ in range(4)]
+        for reader in readers:
+            reader.start()
+        try:
+            for number in range(100):
+                slot = f"2026-01-02T10:{number // 60:02}:{number % 60:02}Z"
+                _, booking = store.book(NewBooking("acme", slot, f"k{number}"))
+                assert booking
+                assert store.get_booking("acme", booking.id) == booking
+                page = store.list_bookings(PageQuery("acme", "", "", "", 1000))
+                assert len(json.loads(page.array)) == number + 1
+        finally:
+            stop.set()
+            for reader in readers:
+                reader.join()
+
+
+def test_read_behind_one_that_does_not_end_is_unavailable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "bookings.db"
+    creation.create_database(str(path))
+    monkeypatch.setattr(connections, "BUSY_SECONDS", 0.1)
+    store = sqlite.SQLiteStore(str(path))
+    with store.reading() as db:
+        db.execute("SELECT 1").fetchone()
+        with pytest.raises(Unavailable) as caught:
+            store.ping()
+        assert str(caught.value.__cause__) == "another read takes too long"
+    store.ping()
+    store.close()
 
 
 # --- The cost of a page

@@ -213,7 +213,7 @@ def test_database_moved_away_and_back_keeps_acknowledged_bookings(tmp_path: Path
         with load(server) as done:
             server.database.rename(away)
             until(lambda: done[-1][1].status == 503)
-            assert_unavailable(server, "unable to open database file")
+            assert_unavailable(server, str(server.database))
             assert not server.database.exists()
             away.rename(server.database)
             before = len(done)
