@@ -45,6 +45,12 @@ STOP_TIMEOUT = DRAIN_SECONDS + 1.0
 # How often the supervisor tries to settle the files of a disk that fails, and how often it says so.
 SETTLE_SECONDS = 0.2
 REPORT_SECONDS = 60.0
+# Shortest time between two restarts from the disk. A disk that accepts what settling writes may
+# still fail every booking; two workers whose clients retried restarted 75 times per second.
+RESTART_SECONDS = 1.0
+# How long a restart waits for another program to close the database: a reader such as a backup, or
+# a second server, whose sync fails as well and which restarts, too.
+OTHERS_SECONDS = 2.0
 
 _logger = logging.getLogger("bookings")
 
@@ -117,6 +123,7 @@ class Supervisor:
         self._shutting_down, self._stop_deadline = False, 0.0
         self._failed = False
         self._startup_failures = 0
+        self._next_restart = 0.0
         self._shutdown_pipe = os.pipe()
 
     def run(self, announce: Callable[[], None]) -> int:
@@ -199,22 +206,25 @@ class Supervisor:
     def _restart_from_disk(self) -> None:
         """Replace all workers after a failed sync, as soon as the disk accepts writes again."""
         next_report, failures = 0.0, 0
+        others_deadline = time.monotonic() + OTHERS_SECONDS
         while not self._shutting_down and failures < MAX_STARTUP_FAILURES:
             self._kill_workers()
             for worker in list(self._workers):
                 os.waitpid(worker, 0)
                 del self._workers[worker]
             try:
-                if not self._database.settle():
-                    _logger.error("another program has the database open; its WAL is not verified")
-                self._shared.reset()
-                # While no worker ran, another program may have closed the database and deleted
-                # the WAL.
-                name = self._database.name
-                self._identities = {p: i for p, i in (self._identities or {}).items() if p == name}
-                if self._start_workers():
-                    return
-                failures += 1
+                now = time.monotonic()
+                if now >= self._next_restart and self._settle(now >= others_deadline):
+                    self._shared.reset()
+                    # While no worker ran, another program may have closed the database and deleted
+                    # the WAL.
+                    name = self._database.name
+                    identities = self._identities or {}
+                    self._identities = {p: i for p, i in identities.items() if p == name}
+                    if self._start_workers():
+                        self._next_restart = now + RESTART_SECONDS
+                        return
+                    failures += 1
             except OSError as error:
                 if error.errno == errno.EROFS:
                     _logger.error("the file system is read-only now; repair it, then restart")
@@ -227,6 +237,14 @@ class Supervisor:
         if not self._shutting_down:
             self._failed = True
             self._shut_down()
+
+    def _settle(self, is_last_try: bool) -> bool:
+        """Return whether workers may start. Raise OSError if the disk fails."""
+        if self._database.settle():
+            return True
+        if is_last_try:
+            _logger.error("another program has the database open; its WAL is not verified")
+        return is_last_try
 
     def _close_waiting_connections(self) -> None:
         """Let clients retry elsewhere or later instead of waiting for a disk that fails."""

@@ -498,7 +498,8 @@ def state_of_wal(server: Server) -> tuple[bytes, int]:
 def test_restart_does_not_write_wal_that_another_program_has_open(
     tmp_path: Path, other: str
 ) -> None:
-    with serving(tmp_path, "--workers=2", patch=CONTROLLED_SYNC) as server:
+    wait = "from bookings.server import workers; workers.OTHERS_SECONDS = 0.3\n"
+    with serving(tmp_path, "--workers=2", patch=CONTROLLED_SYNC + wait) as server:
         with contextlib.ExitStack() as stack:
             assert server.book("acme", slot_at(0), "k0").status == 201
             if other == "SQL client":
@@ -519,6 +520,39 @@ def test_restart_does_not_write_wal_that_another_program_has_open(
             if other == "second server":
                 assert second.book("acme", slot_at(2), "k2").status == 200
         assert keys(server) == ["k0", "k1", "k2"]
+
+
+@requires_fork
+def test_restart_waits_for_program_that_closes_database(tmp_path: Path) -> None:
+    """A backup must not make the server continue with a WAL that has a hole."""
+    with serving(tmp_path, "--workers=2", patch=CONTROLLED_SYNC) as server:
+        assert server.book("acme", slot_at(0), "k0").status == 201
+        with contextlib.closing(sqlite3.connect(server.database)) as db:
+            assert db.execute("SELECT count(*) FROM bookings").fetchone() == (1,)
+            workers = fail_sync(server, 1)
+            until(lambda: not workers & workers_of(server))
+            # Several attempts fail while the database is open.
+            time.sleep(0.5)
+            assert not workers_of(server)
+        wait_until_restarted(server, workers)
+        assert not lines_with(server, "another program")
+        assert server.book("acme", slot_at(0), "k0").status == 200
+
+
+@requires_fork
+def test_disk_that_fails_every_sync_causes_one_restart_per_second(tmp_path: Path) -> None:
+    """Such a disk accepts what settling writes, for example because only new blocks are full."""
+    with serving(tmp_path, "--workers=2", patch=CONTROLLED_SYNC) as server:
+        (tmp_path / "fail").touch()
+        began, number = time.monotonic(), 0
+        while time.monotonic() < began + 2.5:
+            book_slot(server, number)
+            number += 1
+        (tmp_path / "fail").unlink()
+        assert 2 <= len(lines_with(server, "sync failed")) <= 4
+        wait_until_restarted(server, set())
+        assert server.book("acme", slot_at(number), "after").status == 201
+        assert server.stop() == 0
 
 
 def test_startup_settles_files_before_first_connection(tmp_path: Path) -> None:
