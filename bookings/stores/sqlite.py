@@ -158,6 +158,8 @@ class SQLiteStore:
                 yield db
             finally:  # A replaced WAL may also be why a statement failed.
                 self._files.verify(self._files.wal, self._files.shm)
+            # The restart may drop a booking whose sync failed.
+            self._raise_if_sync_failed()
 
     @contextmanager
     def _read_connection(self) -> Iterator[sqlite3.Connection]:
@@ -230,6 +232,10 @@ class SQLiteStore:
             yield wal
             if is_new:
                 self._sync_sentinel()
+        except sqlite3.IntegrityError:
+            # A booking that is not on the disk yet may be why a rule of the operator rejects.
+            self._sync_sentinel()
+            raise
         finally:
             self._wal_descriptors.append(wal)
 
@@ -254,6 +260,9 @@ class SQLiteStore:
         except OSError as error:
             self._shared.abandon(error)
         # A descriptor opened after the failure does not report it.
+        self._raise_if_sync_failed()
+
+    def _raise_if_sync_failed(self) -> None:
         if self._shared.sync_failed:
             raise OSError("a sync failed in another worker; the server restarts from the disk")
 

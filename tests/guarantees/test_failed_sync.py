@@ -19,6 +19,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ import pytest
 from bookings.server.workers import MAX_STARTUP_FAILURES
 from bookings.stores import creation, recovery, sqlite
 from bookings.stores.files import DatabaseFiles
-from bookings.stores.model import NewBooking, Unavailable
+from bookings.stores.model import NewBooking, PageQuery, Unavailable
 from bookings.stores.shared import SharedState
 from tests.helpers.processes import (
     alive,
@@ -160,6 +161,40 @@ def test_sync_that_succeeds_after_another_failed_acknowledges_nothing(
         for number in (1, 2):
             with pytest.raises(Unavailable):
                 second.book(NewBooking("acme", slot_at(number), f"k{number}"))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda store: store.book(NewBooking("acme", slot_at(1), "k1")),
+        lambda store: store.book(NewBooking("acme", slot_at(0), "k0")),
+        lambda store: store.book(NewBooking("acme", slot_at(0), "other")),
+        lambda store: store.book(NewBooking("acme", slot_at(1), "k0")),
+        lambda store: store.book(NewBooking("acme", slot_at(2), "rejected by the rule")),
+        lambda store: store.cancel("acme", 1),
+        lambda store: store.cancel("acme", 2),
+        lambda store: store.get_booking("acme", 1),
+        lambda store: store.list_bookings(PageQuery("acme", "", "", "", 10)),
+        lambda store: store.ping(),
+    ],
+    ids=["201", "200", "409", "422", "rule", "204", "404", "get", "list", "ready"],
+)
+def test_no_call_returns_after_sync_failed_in_another_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Callable[[sqlite.SQLiteStore], object]
+) -> None:
+    path = str(tmp_path / "bookings.db")
+    creation.create_database(path)
+    with contextlib.closing(sqlite.SQLiteStore(path)) as store:
+        store.book(NewBooking("acme", slot_at(0), "k0"))
+        with contextlib.closing(sqlite3.connect(path)) as db:
+            db.execute(
+                "CREATE TRIGGER rule BEFORE INSERT ON bookings"
+                " WHEN NEW.idempotency_key LIKE '%rule' BEGIN SELECT RAISE(ABORT, 'rejected'); END"
+            )
+        with monkeypatch.context() as patch:
+            patch.setattr(SharedState, "sync_failed", True)
+            with pytest.raises(Unavailable):
+                call(store)
 
 
 # --- Restart
