@@ -118,6 +118,8 @@ class Supervisor:
         # files, because another server that starts may create and delete the WAL meanwhile.
         self._identities: Identities | None = None
         self._shared = SharedState()
+        # Reports write-back errors that a worker was told in the moment it was killed.
+        self._wal: int | None = None
         # By process id, the number of each worker and when it was started.
         self._workers: dict[int, tuple[int, float]] = {}
         self._shutting_down, self._stop_deadline = False, 0.0
@@ -166,6 +168,7 @@ class Supervisor:
         os.close(ready)
         if any_ready:
             self._identities = self._database.identify()
+            self._wal = self._database.open_wal()
         return any_ready
 
     def _wait_for_signal(self, wakeup: int) -> None:
@@ -187,7 +190,7 @@ class Supervisor:
         if self._shutting_down:
             self._failed = self._failed or status != 0
             return
-        if self._shared.sync_failed:
+        if self._shared.sync_failed or self._sync_fails():
             self._restart_from_disk()
             return
         failed_at_startup = time.monotonic() - started < STARTUP_SECONDS
@@ -203,8 +206,23 @@ class Supervisor:
         except OSError as error:  # The other workers continue.
             _logger.error("cannot start another worker: %s", error.strerror)
 
+    def _sync_fails(self) -> bool:
+        """Return whether write-back of the WAL failed. The kernel tells each descriptor only once,
+        so a worker that is killed during a sync takes the error with it.
+        """
+        try:
+            if self._wal is not None:
+                os.fsync(self._wal)
+        except OSError as error:
+            _logger.error("a sync failed; all workers restart from the disk: %s", error)
+            return True
+        return False
+
     def _restart_from_disk(self) -> None:
         """Replace all workers after a failed sync, as soon as the disk accepts writes again."""
+        if self._wal is not None:
+            os.close(self._wal)
+            self._wal = None
         next_report, failures = 0.0, 0
         others_deadline = time.monotonic() + OTHERS_SECONDS
         while not self._shutting_down and failures < MAX_STARTUP_FAILURES:

@@ -23,6 +23,7 @@ No store knows about HTTP requests of clients or how a client spells a value.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -57,6 +58,8 @@ class Database(NamedTuple):
     identify: Callable[[], files.Identities]
     # See recovery.settle. A cluster recovers its own files.
     settle: Callable[[], bool]
+    # A descriptor of the WAL, which SQLite does not lock; a cluster has none.
+    open_wal: Callable[[], int | None]
     open_store: Callable[[files.Identities | None, SharedState], Store]
     read: Callable[[], AbstractContextManager[Reader]]
     # Fill the database, which must be new, with the rows of the copy in a file. Reports progress
@@ -81,6 +84,7 @@ def find_database(location: str) -> Database:
             partial(rqlite.create_tables, location),
             dict,
             lambda: True,
+            lambda: None,
             lambda identities, shared: rqlite.RqliteStore(location),
             partial(rqlite.read_cluster, location),
             partial(rqlite_restore.restore_cluster, location),
@@ -91,6 +95,7 @@ def find_database(location: str) -> Database:
         partial(creation.create_database, location),
         database_files.identify,
         partial(recovery.settle, database_files),
+        partial(os.open, database_files.wal, os.O_RDWR),
         partial(sqlite.SQLiteStore, location),
         partial(snapshot.read_snapshot, location),
         partial(restoration.restore_file, location),

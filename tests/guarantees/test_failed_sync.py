@@ -280,6 +280,35 @@ def test_server_restarts_once_after_failed_sync(tmp_path: Path, workers: int) ->
 
 @requires_fork
 @worker_counts
+def test_worker_killed_during_failed_sync_restarts_server(tmp_path: Path, workers: int) -> None:
+    """The kernel has told the worker alone. The descriptor of the supervisor is told as well."""
+    patch = f"""
+import os, signal
+from bookings.stores import sqlite
+fdatasync, fsync, supervisor = sqlite.fdatasync, os.fsync, os.getpid()
+def die(descriptor):
+    if os.path.exists("fail"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    fdatasync(descriptor)
+def fail_once(descriptor):
+    if os.getpid() == supervisor and os.path.exists("fail"):
+        os.unlink("fail")
+        raise OSError({errno.EIO}, os.strerror({errno.EIO}))
+    fsync(descriptor)
+sqlite.fdatasync, os.fsync = die, fail_once
+"""
+    with serving(tmp_path, f"--workers={workers}", patch=patch) as server:
+        before = workers_of(server)
+        (tmp_path / "fail").touch()
+        assert book_slot(server, 0) is None
+        wait_until_restarted(server, before)
+        assert len(lines_with(server, "sync failed")) == 1
+        assert server.book("acme", slot_at(0), "k0").status == 200
+        assert server.stop() == 0
+
+
+@requires_fork
+@worker_counts
 def test_server_waits_for_disk_and_serves_when_it_recovers(tmp_path: Path, workers: int) -> None:
     patch = CONTROLLED_SYNC + BROKEN_DISK
     with serving(tmp_path, f"--workers={workers}", patch=patch) as server:
