@@ -118,7 +118,7 @@ class Supervisor:
         # files, because another server that starts may create and delete the WAL meanwhile.
         self._identities: Identities | None = None
         self._shared = SharedState()
-        # Reports write-back errors that a worker was told in the moment it was killed.
+        # Reports a write-back error that the kernel reported to a worker just before it was killed.
         self._wal: int | None = None
         # By process id, the number of each worker and when it was started.
         self._workers: dict[int, tuple[int, float]] = {}
@@ -158,17 +158,18 @@ class Supervisor:
     def _start_workers(self) -> bool:
         """Start all workers, and wait until each is ready or dead. Return whether any is ready."""
         # Each worker writes one byte when it is ready and closes its end, as its death does.
-        ready, write_end = os.pipe()
-        for number in range(self._count):
-            self._spawn_worker(number, write_end)
-        os.close(write_end)
-        any_ready = False
-        while os.read(ready, 1):
-            any_ready = True
-        os.close(ready)
+        read_end, write_end = os.pipe()
+        with open(read_end, "rb") as ready:
+            try:
+                for number in range(self._count):
+                    self._spawn_worker(number, write_end)
+            finally:
+                os.close(write_end)
+            any_ready = bool(ready.read())
         if any_ready:
             self._identities = self._database.identify()
-            self._wal = self._database.open_wal()
+            with suppress(FileNotFoundError):  # It has just been moved away.
+                self._wal = self._database.open_wal()
         return any_ready
 
     def _wait_for_signal(self, wakeup: int) -> None:
@@ -207,8 +208,8 @@ class Supervisor:
             _logger.error("cannot start another worker: %s", error.strerror)
 
     def _sync_fails(self) -> bool:
-        """Return whether write-back of the WAL failed. The kernel tells each descriptor only once,
-        so a worker that is killed during a sync takes the error with it.
+        """Return whether write-back of the WAL failed. The kernel reports that to each descriptor
+        once, so a worker that is killed during a sync takes the error with it.
         """
         try:
             if self._wal is not None:
