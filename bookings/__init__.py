@@ -11,8 +11,8 @@ A request passes through these modules. Each imports only from modules below it:
     stores/     decide who gets a slot, in a SQLite file or on an rqlite cluster
 
 `cpus` counts the CPUs and binds workers to them. The other commands are python -m bookings.show,
-.backup, .restore and .prove. `terminal` has their common parts, and `process` starts the servers
-that `prove` and the tests use.
+.backup, .restore and .prove. `terminal` has their common parts, `prove_parts` what `prove` tries,
+and `process` starts the servers that `prove` and the tests use.
 """
 
 import sys

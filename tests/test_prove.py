@@ -267,14 +267,14 @@ def test_prove_rejects_server_of_another_program() -> None:
     assert_one_line(ended, "prove")
 
 
-def _has_reached(tenant: str, folder: Path) -> bool:
-    """Return whether a tenant of this GLOB pattern has bookings; for "", whether servers start."""
-    if not tenant:
+def _has_reached(start: str, folder: Path) -> bool:
+    """Return whether a slot of this GLOB pattern is booked; for "", whether servers start."""
+    if not start:
         return bool(processes_naming(folder))
-    select = "SELECT 1 FROM bookings WHERE tenant_id GLOB ?"
+    select = "SELECT 1 FROM bookings WHERE start_time_utc GLOB ?"
     for database in folder.glob("*/bookings.db"):
         with contextlib.suppress(sqlite3.Error), contextlib.closing(open_read_only(database)) as db:
-            return bool(db.execute(select, (tenant,)).fetchone())
+            return bool(db.execute(select, (start,)).fetchone())
     return False
 
 
@@ -289,26 +289,31 @@ class SlowPopen(subprocess.Popen):
 subprocess.Popen = SlowPopen
 """
 SLOW_THREADS = (
-    f"pool.map(send, (print({NOW!r}, end='', flush=True) or time.sleep(0.2) or number "
-    "for number in range(len(sends))))"
+    f"pool.map(wait_and_send, cycle(urls), (print({NOW!r}, end='', flush=True) or time.sleep(0.2) "
+    "or request for request in requests))"
 )
 
 
 @posix_only
 @requires_ps
 @pytest.mark.parametrize(
-    ("name", "old", "new", "tenant"),
+    ("name", "old", "new", "start"),
     [
         ("run.py", "import sys\n", "import sys\nimport time\ntime.sleep(60)\n", ""),
         ("bookings/process.py", "import threading\n", SLOW_PROCESSES, None),
-        ("run.py", "import sys\n", "import sys\n", "prove-*"),
-        ("bookings/prove.py", "pool.map(send, range(len(sends)))", SLOW_THREADS, None),
-        ("run.py", "import sys\n", "import sys\n", "prove-*-[0-9]"),
+        ("run.py", "import sys\n", "import sys\n", "*"),
+        (
+            "bookings/prove_parts.py",
+            "pool.map(wait_and_send, cycle(urls), requests)",
+            SLOW_THREADS,
+            None,
+        ),
+        ("run.py", "import sys\n", "import sys\n", "*T07:*"),
     ],
     ids=["starting", "starting processes", "racing", "starting threads", "killing"],
 )
 def test_prove_interrupted_by_ctrl_c_leaves_nothing(
-    tmp_path: Path, temporary_folder: Path, name: str, old: str, new: str, tenant: str | None
+    tmp_path: Path, temporary_folder: Path, name: str, old: str, new: str, start: str | None
 ) -> None:
     code = changed_project(tmp_path / "code", name, old, new)
     # A terminal sends the signal to the process group; the servers of prove are in others.
@@ -316,11 +321,11 @@ def test_prove_interrupted_by_ctrl_c_leaves_nothing(
         "prove", code=code, start_new_session=True, **temporary_in(temporary_folder)
     ) as process:
         try:
-            if tenant is None:
+            if start is None:
                 # At the second start, the first thread already waits for all.
                 assert all(NOW in iter(process.stdout.readline, "") for _ in range(2))
             else:
-                wait_for(lambda: _has_reached(tenant, temporary_folder), "the part to interrupt")
+                wait_for(lambda: _has_reached(start, temporary_folder), "the part to interrupt")
             os.killpg(process.pid, signal.SIGINT)
             process.wait(SIGNAL_SECONDS)
             with pytest.raises(ProcessLookupError):

@@ -93,18 +93,18 @@ def test_http1_imports_problems_and_no_socket() -> None:
         (
             "sqlite3",
             {
-                *("prove", "stores.connections", "stores.creation", "stores.files"),
+                *("prove_parts", "stores.connections", "stores.creation", "stores.files"),
                 *("stores.rqlite_restore", "stores.decisions", "stores.restoration"),
                 *("stores.schema", "stores.snapshot", "stores.sqlite"),
             },
         ),
         ("socket", {f"server.{n}" for n in ("connection", "server", "unix_socket", "workers")}),
         ("socketserver", set()),
-        ("http", {"prove", "server.http1", "server.server", "stores.rqlite_client"}),
+        ("http", {"prove_parts", "server.http1", "server.server", "stores.rqlite_client"}),
         (
             "json",
             {
-                *("api", "prove", "show", "strict_json"),
+                *("api", "prove_parts", "show", "strict_json"),
                 *("stores.rqlite_restore", "stores.rqlite_client"),
             },
         ),
