@@ -98,7 +98,10 @@ def test_http1_imports_problems_and_no_socket() -> None:
                 *("stores.schema", "stores.snapshot", "stores.sqlite"),
             },
         ),
-        ("socket", {f"server.{n}" for n in ("connection", "server", "unix_socket", "workers")}),
+        (
+            "socket",
+            {f"server.{n}" for n in ("connection", "server", "unix_socket", "worker", "workers")},
+        ),
         ("socketserver", set()),
         ("http", {"prove_parts", "server.http1", "server.server", "stores.rqlite_client"}),
         (

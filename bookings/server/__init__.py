@@ -8,7 +8,8 @@
     server       accepts connections, bounds their number, shuts down
     unix_socket  a listening socket with a path
     signals      signals that end the server
-    workers      processes that share a listening socket, and their supervisor
+    worker       one process that serves
+    workers      keeps several workers alive that share a listening socket
 
 No module here knows about SQL or the fields of a booking.
 """

@@ -51,3 +51,14 @@ def handle_signals(
             signal.signal(number, handle)
     for number in _IGNORED_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+def wake_up_on_signals() -> int:
+    """Return a pipe that becomes readable at every signal, SIGCHLD included. A signal that
+    arrives just before a blocking call would otherwise go unnoticed until the call returns.
+    """
+    wakeup, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    return wakeup

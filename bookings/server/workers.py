@@ -18,27 +18,24 @@ import select
 import signal
 import socket
 import sys
-import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import NoReturn
 
-from bookings.cpus import bind_worker
-from bookings.server import request_log, unix_socket
-from bookings.server.server import DRAIN_SECONDS, BookingServer
-from bookings.server.signals import STOP_SIGNALS, handle_signals
+from bookings.server import unix_socket
+from bookings.server.server import DRAIN_SECONDS
+from bookings.server.signals import STOP_SIGNALS, handle_signals, wake_up_on_signals
+from bookings.server.worker import enter_process, run_worker
 from bookings.stores import Database
 from bookings.stores.files import Identities
-from bookings.stores.model import CannotOpen, Store
+from bookings.stores.model import CannotOpen
 from bookings.stores.shared import SharedState
 
 # A worker that exits within this time failed at startup.
 STARTUP_SECONDS = 1.0
 # Consecutive failures at startup, per worker, after which the supervisor gives up.
 MAX_STARTUP_FAILURES = 5
-# How often an idle accept loop looks for a shutdown. A poll costs 20 us.
-POLL_SECONDS = 0.05
 # How long the supervisor waits for workers before it kills them: longer than they drain, and
 # shorter than the 10 s after which Docker kills all of them.
 STOP_TIMEOUT = DRAIN_SECONDS + 1.0
@@ -73,33 +70,6 @@ def serve(
     return Supervisor(listener, database, allowed_hosts, count).run(announce)
 
 
-def run_worker(
-    listener: socket.socket,
-    store: Store,
-    allowed_hosts: Collection[str],
-    signals: Sequence[int],
-    announce: Callable[[], None],
-    shutdown_pipe: int | None = None,
-) -> int:
-    """Serve until a signal arrives or the pipe ends. Return 0 if every request was answered."""
-    server = BookingServer(listener, store, allowed_hosts)
-    handle_signals(signals, lambda: threading.Thread(target=server.shutdown).start())
-    if shutdown_pipe is not None:
-        arguments = (shutdown_pipe, server.shutdown)
-        threading.Thread(target=_call_at_end, args=arguments, daemon=True).start()
-    announce()
-    server.serve_forever(POLL_SECONDS)
-    server.server_close()
-    drained = server.drain()
-    store.close()
-    return 0 if drained else 1
-
-
-def _call_at_end(pipe: int, function: Callable[[], None]) -> None:
-    os.read(pipe, 1)
-    function()
-
-
 class Supervisor:
     """Starts workers, replaces those that die, and leaves none behind."""
 
@@ -130,7 +100,7 @@ class Supervisor:
 
     def run(self, announce: Callable[[], None]) -> int:
         handle_signals(STOP_SIGNALS, self._shut_down, self._kill_workers)
-        wakeup = self._wake_up_on_signals()
+        wakeup = wake_up_on_signals()
         if not self._start_workers():
             self._shut_down()  # Each worker has logged why it failed.
         elif not self._shutting_down:
@@ -144,16 +114,6 @@ class Supervisor:
                 self._reap_worker(worker, os.waitstatus_to_exitcode(status))
         # Without a shutdown, the last worker died and could not be replaced.
         return 0 if self._shutting_down and not self._failed else 1
-
-    def _wake_up_on_signals(self) -> int:
-        """Return a pipe that becomes readable at every signal, SIGCHLD included. A signal that
-        arrives just before a blocking call would otherwise go unnoticed until the call returns.
-        """
-        wakeup, write_end = os.pipe()
-        os.set_blocking(write_end, False)
-        signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda number, frame: None)
-        return wakeup
 
     def _start_workers(self) -> bool:
         """Start all workers, and wait until each is ready or dead. Return whether any is ready."""
@@ -288,15 +248,7 @@ class Supervisor:
         """Run a worker in the forked process, and exit."""
         status = 1
         try:
-            request_log.enter_worker(number)
-            if self._count > 1:
-                bind_worker(number)
-            signal.set_wakeup_fd(-1)
-            # Ctrl+C reaches the whole group, but only the supervisor acts on it. SIGTERM is
-            # ignored until there is a server to shut down.
-            for stop_signal in STOP_SIGNALS:
-                signal.signal(stop_signal, signal.SIG_IGN)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+            enter_process(number, is_only_worker=self._count == 1)
             shutdown_pipe, write_end = self._shutdown_pipe
             os.close(write_end)
 
