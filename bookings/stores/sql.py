@@ -98,7 +98,11 @@ def as_found(row: Sequence[Any] | None) -> Record | None:
     """Return what a row of FIND_BY_KEY or FIND_BY_ID stands for."""
     if not row:
         return None
-    return Booking(*row[:-1]) if row[-1] is None else Cancellation(*row)
+    *values, cancelled_at = row
+    booking = Booking(*values)
+    if cancelled_at is None:
+        return booking
+    return Cancellation(**booking._asdict(), cancelled_at=cancelled_at)
 
 
 def list_query(
