@@ -452,7 +452,11 @@ _OTHER_TABLES = {
         "CHECK (id <> '--') -- , UNIQUE (idempotency_key)\n",
         "missing: UNIQUE (idempotency_key)",
     ),
-    "table of another program": (SCHEMA, "CREATE TABLE bookings (guest, room)", "guest, room"),
+    "table of another program": (
+        SCHEMA,
+        "CREATE TABLE bookings (guest, room, UNIQUE (room))",
+        "its table bookings (guest, room) is not",
+    ),
     "upper-case name": (SCHEMA, "CREATE TABLE Bookings (guest, room)", "guest, room"),
     "view": (
         SCHEMA,

@@ -27,6 +27,8 @@ COLUMNS = " UNION ALL ".join(
 _FILE = Path(__file__).resolve().parents[2] / "schema.sql"
 # A list of rules is cut to this length in a message.
 _MAX_SHOWN = 300
+# First words of the rules of a table that are not columns.
+_CONSTRAINTS = {"", "check", "constraint", "foreign", "primary", "unique"}
 # A text or a quoted name, which may contain what looks like a comment.
 _QUOTED = r"""'(?:[^']|'')*'|["](?:[^"]|"")*["]"""
 
@@ -58,7 +60,8 @@ def verify_schema(
     table has the columns of a booking, the message ends with `remedy`.
     """
     found = dict(objects)
-    columns = {_name(rule) for rule in _rules(found.get("table bookings", ""))}
+    names = {_name(rule) for rule in _rules(found.get("table bookings", ""))}
+    columns = names - _CONSTRAINTS
     if "table bookings" in found and not columns.issuperset(Booking._fields):
         raise CannotOpen(
             f"{database}: its table bookings ({_shorten(', '.join(sorted(columns)))}) is not the "
@@ -155,7 +158,7 @@ def _accepts_inserts(rule: str) -> bool:
     """Return whether a rule is a column that an INSERT need not name, as ALTER TABLE adds it."""
     words = re.sub(_QUOTED, "", rule).upper()
     return (
-        _name(rule) not in ("", "check", "constraint", "foreign", "primary", "unique")
+        _name(rule) not in _CONSTRAINTS
         and not re.search(r"\b(UNIQUE|PRIMARY)\b", words)
         and ("NOT NULL" not in words or re.search(r"\bDEFAULT\b", words) is not None)
     )
