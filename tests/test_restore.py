@@ -210,7 +210,7 @@ def test_texts_keep_their_bytes(tmp_path: Path, encoding: str) -> None:
         )
 
 
-def test_what_schema_does_not_have_is_named_and_not_copied(tmp_path: Path) -> None:
+def test_objects_beyond_schema_are_named_and_not_copied(tmp_path: Path) -> None:
     old = make_old(
         tmp_path / "old.db",
         SCHEMA,
