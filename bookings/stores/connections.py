@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 from bookings.stores.model import FailureReason, RejectedByRule, Unavailable
 from bookings.stores.sql import operator_rule
@@ -26,6 +27,18 @@ def connect(uri: str) -> sqlite3.Connection:
     # No rule rejects text that is not UTF-8. Such a row must not make a tenant's list fail.
     db.text_factory = _decode_leniently
     return db
+
+
+@contextmanager
+def connect_in_turn(uri: str, lock: threading.Lock) -> Iterator[sqlite3.Connection]:
+    """Yield a connection while no other one is open under the lock. Raise TimeoutError."""
+    if not lock.acquire(timeout=BUSY_SECONDS):
+        raise TimeoutError("another read takes too long")
+    try:
+        with closing(connect(uri)) as db:
+            yield db
+    finally:
+        lock.release()
 
 
 def set_busy_timeout(db: sqlite3.Connection, seconds: float) -> None:

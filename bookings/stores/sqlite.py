@@ -152,7 +152,8 @@ class SQLiteStore:
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
         """Yield a read connection. Raise if the database files were replaced since startup."""
-        with connections.translate_errors(), self._read_connection() as db:
+        connection = connections.connect_in_turn(self._read_uri, self._read_lock)
+        with connections.translate_errors(), connection as db:
             self._files.verify(self._files.path)
             try:
                 yield db
@@ -160,16 +161,6 @@ class SQLiteStore:
                 self._files.verify(self._files.wal, self._files.shm)
             # The restart may drop a booking whose sync failed.
             self._raise_if_sync_failed()
-
-    @contextmanager
-    def _read_connection(self) -> Iterator[sqlite3.Connection]:
-        if not self._read_lock.acquire(timeout=connections.BUSY_SECONDS):
-            raise TimeoutError("another read takes too long")
-        try:
-            with closing(connections.connect(self._read_uri)) as db:
-                yield db
-        finally:
-            self._read_lock.release()
 
     @contextmanager
     def writing(self) -> Iterator[Execute]:
