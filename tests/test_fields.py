@@ -293,7 +293,7 @@ GETS: list[tuple[list[str], str, tuple[str, ...]]] = [
     ([], "?&tenant_id=@", ()),
     ([], "?&&tenant_id=@&&", ()),
     ([], "?&", ("tenant_id",)),
-    ([], "?=", ("", "tenant_id")),
+    ([], "?=", ("query",)),
     ([], "?tenant_id=@&tenant_id", ("query",)),
     ([" @\t"], "?tenant%5Fid=@", ()),
     ([], "", ("tenant_id",)),
