@@ -53,10 +53,11 @@ worker_counts = pytest.mark.parametrize("workers", [1, 2], ids=["1 worker", "2 w
 
 # --- Power cuts after a failed sync
 
-# Several checkpoints in a short test, and writes that are short enough for the trace.
+# Several checkpoints and restarts in a short test, and writes that are short enough for the trace.
 SMALL = """
-from bookings.server.workers import MAX_STARTUP_FAILURES
+from bookings.server import workers
 from bookings.stores import recovery, sqlite
+workers.RESTART_SECONDS = 0.0
 sqlite.CHECKPOINT_COMMITS = 20
 recovery._COPY_BYTES = 4096
 """
