@@ -85,8 +85,8 @@ PROBLEM_TYPES: Mapping[str, ProblemType] = {
     "booking-cancelled": ProblemType(
         410,
         "The booking was cancelled",
-        "The booking was cancelled, which is final and freed its slot. Its idempotency key books "
-        "nothing anymore, so that a late retry does not bring the booking back. To book the slot "
+        "The booking was cancelled, which is final and freed its slot. Its idempotency key can no "
+        "longer book, so that a late retry does not bring the booking back. To book the slot "
         "again, send a new key.",
     ),
     "length-required": ProblemType(

@@ -51,7 +51,7 @@ class ServerProcess:
 
     def kill(self) -> None:
         """Kill the server and its workers without a warning."""
-        if self.process.returncode is not None:  # The system may have given its id away.
+        if self.process.returncode is not None:  # The system may have reused its id.
             return
         with suppress(ProcessLookupError, PermissionError):  # macOS: the process is a zombie.
             if hasattr(os, "killpg"):

@@ -1,8 +1,8 @@
 """python -m bookings.prove: tries to book a slot twice and to bring back a cancelled booking.
 
 Starts two servers on a temporary database or on --database, or uses the running one at --url.
-Each part prints what happened, and what was expected if that differs. It believes only responses
-and what a separate reader finds in the database.
+Each part prints what happened, and what was expected if that differs. It relies only on
+responses and on what a separate reader finds in the database.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What `bookings.prove` tries: each part returns what it expected and what happened."""
+"""The parts of `bookings.prove`. Each returns what it expected and what happened."""
 
 from __future__ import annotations
 

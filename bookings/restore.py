@@ -1,4 +1,4 @@
-"""python -m bookings.restore COPY: makes a new database of a backup or of an older database.
+"""python -m bookings.restore COPY: makes a new database from a backup or an older database.
 
 The rules of schema.sql judge every row again. The new database is complete or does not exist; on a
 cluster an interrupted restore continues when it is repeated. COPY is only read.

@@ -38,7 +38,7 @@ LINE = re.compile(
     r"(?P<client>127\.0\.0\.1) (?P<method>[!-~]+) (?P<target>[!-~]+) (?P<status>[2-5][0-9]{2}) "
     r"(?P<bytes>[0-9]+) (?P<ms>[0-9]+\.[0-9]) (?P<id>[A-Za-z0-9._-]{1,64})"
 )
-DROPPED = re.compile(rb" dropped ([0-9]+) lines? of this log, which nobody read\n")
+DROPPED = re.compile(rb" dropped ([0-9]+) lines? of this log, because it was not read\n")
 
 
 # --- Request ids

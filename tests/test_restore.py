@@ -100,7 +100,7 @@ def test_database_of_older_version_is_read_refused_and_restored(
     make_old(old, schema, row)
     before = old.read_bytes()
     refused = run_server(tmp_path, old)
-    command = f"python -m bookings.restore {old} --database new.db makes a new database of it"
+    command = f"python -m bookings.restore {old} --database new.db makes a new database from it"
     assert refused.endswith(f"; {command}\n")
     # The command of the message, as it stands there.
     ended = run_tool(*command.split()[2].split(".")[1:], *command.split()[3:6], cwd=tmp_path)

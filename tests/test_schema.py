@@ -518,7 +518,7 @@ def test_table_that_differs_from_schema_is_rejected(
         found = {name for (name,) in db.execute("SELECT name FROM pragma_table_info('bookings')")}
     if found.issuperset(COLUMNS):
         command = f"python -m bookings.restore {path} --database new.db"
-        assert line.endswith(f"; {command} makes a new database of it\n")
+        assert line.endswith(f"; {command} makes a new database from it\n")
     else:
         assert line.endswith("; is it the database of another program?\n")
     assert _dump(path) == before

@@ -22,7 +22,7 @@ from bookings.server.request_log import log_request
 from bookings.stores.model import Store
 
 # How long a connection may be idle between two requests: longer than the 60 s after which nginx and
-# most balancers close one to a server. If both closed at the same moment, a request could be lost.
+# most load balancers close it. If both sides closed at the same moment, a request could be lost.
 IDLE_SECONDS = 75.0
 # Deadlines for a whole head and a whole body, however often a byte arrives. Each is one or two
 # packets, which take seconds on the worst networks.

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
-# Most bytes of one write. A pipe takes so many whole or not at all (4,096 on Linux, 512 on macOS).
+# Longest write in bytes that a pipe takes whole or not at all (4,096 on Linux, 512 on macOS).
 # Longer writes may interleave between workers, which would let a client forge the start of a line.
 PIPE_BUF: int = getattr(select, "PIPE_BUF", 4096)
 # How long `close` waits until the last lines are copied.

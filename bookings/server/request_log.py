@@ -102,7 +102,7 @@ def _write_pieces(pieces: Iterable[bytes]) -> None:
 
 def _describe_dropped(count: int) -> bytes:
     lines = "line" if count == 1 else "lines"
-    return f"{_now()} dropped {count} {lines} of this log, which nobody read\n".encode()
+    return f"{_now()} dropped {count} {lines} of this log, because it was not read\n".encode()
 
 
 def _now() -> str:

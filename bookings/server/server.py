@@ -67,8 +67,8 @@ def listen(host: str, port: int) -> socket.socket:
 
 def _bind(host: str, port: int) -> socket.socket:
     addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    # Of a name with addresses of both families, such as localhost, every client can reach the IPv4
-    # one: those that try IPv6 first go on to it.
+    # If a name such as localhost has addresses of both families, use the IPv4 one. Clients that try
+    # IPv6 first fall back to it, and others never try IPv6.
     addresses.sort(key=lambda entry: entry[0] != socket.AF_INET)
     family, kind, protocol, _, address = addresses[0]
     listener = socket.socket(family, kind, protocol)

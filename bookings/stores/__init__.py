@@ -13,7 +13,7 @@
     sqlite         the store in one SQLite file
     snapshot       read-only access to that file
     new_file       creates a file completely or not at all
-    restoration    makes a new database of a copy
+    restoration    makes a new database from a copy
     rqlite_client  speaks to an rqlite cluster
     rqlite         the store on a cluster
     rqlite_restore sends the rows of a copy to a cluster

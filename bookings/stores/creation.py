@@ -46,8 +46,8 @@ def create_database(path: str) -> None:
 def verify_rules(db: sqlite3.Connection, path: str) -> None:
     """Raise CannotOpen unless the database has all rules of schema.sql."""
     remedy = (
-        f"python -m bookings.restore {shlex.quote(path)} --database new.db makes a new database of "
-        "it"
+        f"python -m bookings.restore {shlex.quote(path)} --database new.db makes a new database "
+        "from it"
     )
     verify_schema(_encoding(db), db.execute(OBJECTS).fetchall(), path, remedy)
 

@@ -1,4 +1,4 @@
-"""Makes a new database of a copy: the rules of schema.sql judge every row again.
+"""Makes a new database from a copy: the rules of schema.sql judge every row again.
 
 The copy may have been made under other rules: a backup, the database of an older version, or the
 one of another program with the same columns.

@@ -211,6 +211,6 @@ def _verify_rules(client: RqliteClient, level: str = LEVEL_STRONG) -> None:
     objects = [(name, sql) for name, sql in client.query(level, OBJECTS)]
     remedy = (
         "python -m bookings.backup copy.db and then python -m bookings.restore copy.db --database "
-        "new.db make a new database of it"
+        "new.db make a new database from it"
     )
     verify_schema(encoding, objects, client.name, remedy)

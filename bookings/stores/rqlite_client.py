@@ -21,7 +21,7 @@ from urllib.parse import unquote, urlsplit
 from bookings.stores.model import CannotOpen, FailureReason, Unavailable
 from bookings.stores.sql import Values
 
-# Read consistency levels. A node that was the leader and has not noticed that it no longer is
+# Read consistency levels. A former leader that has not noticed the election of another one
 # serves a WEAK read from its own rows. A STRONG read goes through the Raft log, as a write does.
 # rqlite 8.26 does not support "linearizable" and treats an unknown level as weak.
 LEVEL_STRONG = "strong"

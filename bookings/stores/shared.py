@@ -40,7 +40,7 @@ class SharedState:
             os._exit(SYNC_FAILED)
 
     def abandon(self, error: Exception) -> NoReturn:
-        """End the process after a failed sync, without closing connections: that checkpoints."""
+        """End the process after a failed sync. Closing a connection would checkpoint."""
         if not self.sync_failed:
             self._memory[0] = 1
             _logger.error("a sync failed; all workers restart from the disk: %s", error)

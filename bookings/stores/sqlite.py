@@ -259,7 +259,7 @@ class SQLiteStore:
 
     def _abandon_if_sync_failed(self, error: sqlite3.OperationalError, wal: int) -> None:
         """SQLite syncs the WAL itself when it starts to overwrite it."""
-        # Python 3.9 and 3.10 do not name the error; there a sync of ours reports it as well.
+        # Python 3.9 and 3.10 do not name the error; there our sync reports it as well.
         if getattr(error, "sqlite_errorname", "") == "SQLITE_IOERR_FSYNC":
             self._shared.abandon(error)
         if str(error) == "disk I/O error":
