@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from bookings.stores import connections, creation, sql, sqlite
-from bookings.stores.model import NewBooking, PageQuery, Unavailable
+from bookings.stores.model import NewBooking, PageQuery
 from tests.helpers.openapi import assert_documented
 from tests.helpers.servers import SOON, Response, Server, assert_problem, at_once, patched
 from tests.helpers.storage import BOOKING, FAULT, INSERT
@@ -253,20 +253,20 @@ def test_read_sees_what_was_booked_before_it_started(tmp_path: Path) -> None:
                 reader.join()
 
 
-def test_read_behind_one_that_does_not_end_is_unavailable(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_read_beside_one_that_does_not_end_sees_what_was_booked(tmp_path: Path) -> None:
+    """The first read keeps its snapshot, as one that waits for the disk does."""
     path = tmp_path / "bookings.db"
     creation.create_database(str(path))
-    monkeypatch.setattr(connections, "BUSY_SECONDS", 0.1)
-    store = sqlite.SQLiteStore(str(path))
-    with store.reading() as db:
-        db.execute("SELECT 1").fetchone()
-        with pytest.raises(Unavailable) as caught:
-            store.ping()
-        assert str(caught.value.__cause__) == "another read takes too long"
-    store.ping()
-    store.close()
+    with contextlib.closing(sqlite.SQLiteStore(str(path))) as store, store.reading() as db:
+        db.execute("BEGIN")
+        assert db.execute("SELECT count(*) FROM bookings").fetchone() == (0,)
+        _, booking = store.book(NewBooking("acme", "2026-01-01T10:00:00Z", "k1"))
+        assert booking
+        assert store.get_booking("acme", booking.id) == booking
+        assert len(json.loads(store.list_bookings(PageQuery("acme", "", "", "", 9)).array)) == 1
+        store.ping()
+        assert db.execute("SELECT count(*) FROM bookings").fetchone() == (0,)
+    assert not Path(f"{path}-wal").exists()
 
 
 # --- The cost of a page

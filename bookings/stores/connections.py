@@ -13,6 +13,9 @@ from bookings.stores.sql import operator_rule
 # Longest wait for another writer before a request fails as busy. Most HTTP clients give up after
 # 10 s; a commit takes milliseconds.
 BUSY_SECONDS = 5.0
+# Longest wait of a read for the cache that reads share. Without a limit, reads from a slow disk
+# would not overlap: with 64 clients and 2 ms for each page, 116 lists/s instead of 980.
+SHARING_SECONDS = 0.01
 
 # SQLite's messages for SQLITE_BUSY and SQLITE_FULL; Python 3.9 and 3.10 expose no error code.
 FAILURE_REASONS = {
@@ -30,15 +33,20 @@ def connect(uri: str) -> sqlite3.Connection:
 
 
 @contextmanager
-def connect_in_turn(uri: str, lock: threading.Lock) -> Iterator[sqlite3.Connection]:
-    """Yield a connection while no other one is open under the lock. Raise TimeoutError."""
-    if not lock.acquire(timeout=BUSY_SECONDS):
-        raise TimeoutError("another read takes too long")
+def connect_to_read(
+    uri: str, sharing_uri: str, lock: threading.Lock
+) -> Iterator[sqlite3.Connection]:
+    """Yield a connection that shares a cache if it can have the lock soon, and has its own if not.
+
+    Connections that share a cache must not overlap.
+    """
+    shares_cache = lock.acquire(timeout=SHARING_SECONDS)
     try:
-        with closing(connect(uri)) as db:
+        with closing(connect(sharing_uri if shares_cache else uri)) as db:
             yield db
     finally:
-        lock.release()
+        if shares_cache:
+            lock.release()
 
 
 def set_busy_timeout(db: sqlite3.Connection, seconds: float) -> None:

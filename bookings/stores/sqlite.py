@@ -64,7 +64,7 @@ class SQLiteStore:
         # if the database has changed. With 16 clients, 10,142 lists/s instead of 6,491.
         self._read_uri = self._files.uri("mode=rw&cache=shared")
         # They also share a snapshot while their transactions overlap, and an old one lacks new
-        # bookings. So only one reads at a time; threads of one process would do so anyway.
+        # bookings. So only one of them reads at a time.
         self._read_lock = threading.Lock()
         self._wal_descriptors: list[int] = []
         self._sentinel_lock = threading.Lock()
@@ -152,7 +152,7 @@ class SQLiteStore:
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
         """Yield a read connection. Raise if the database files were replaced since startup."""
-        connection = connections.connect_in_turn(self._read_uri, self._read_lock)
+        connection = connections.connect_to_read(self._uri, self._read_uri, self._read_lock)
         with connections.translate_errors(), connection as db:
             self._files.verify(self._files.path)
             try:
