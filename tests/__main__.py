@@ -49,7 +49,6 @@ ASIDE = [
     "tests/test_rqlite.py",
     "tests/test_rqlite_client.py",
     "tests/test_server.py",
-    "tests/test_show.py",
     "tests/test_sqlite.py",
     "tests/test_workers.py",
 ]
