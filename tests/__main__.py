@@ -51,6 +51,8 @@ ASIDE = [
     "tests/test_server.py",
     "tests/test_sqlite.py",
     "tests/test_workers.py",
+    "tests/test_write_queue.py",
+    "tests/guarantees/test_wal_size.py",
 ]
 
 

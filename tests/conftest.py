@@ -28,7 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--mutate-seconds",
         type=float,
-        default=5,
+        default=3,
         help="how long to try mutants of the corpus (default: %(default)s)",
     )
     parser.addoption(

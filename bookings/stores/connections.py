@@ -38,7 +38,8 @@ def connect_to_read(
 ) -> Iterator[sqlite3.Connection]:
     """Yield a connection that shares a cache if it can have the lock soon, and has its own if not.
 
-    Connections that share a cache must not overlap.
+    Connections that share a cache must not overlap. Fetch every row: since Python 3.11 a statement
+    that is not finished keeps its snapshot while a cursor exists, also after `close`.
     """
     shares_cache = lock.acquire(timeout=SHARING_SECONDS)
     try:
