@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import itertools
+import sqlite3
 import threading
 from collections import Counter
 from pathlib import Path
@@ -292,7 +294,12 @@ sqlite.cancel_or_explain = cancel
 
 @requires_fork
 def test_worker_killed_while_cancelling_leaves_booking_in_one_table(tmp_path: Path) -> None:
-    with serving(tmp_path, "--workers=2", patch=DIE_AFTER_STATEMENT) as server:
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(serving(tmp_path, "--workers=2", patch=DIE_AFTER_STATEMENT))
+        # Both workers may be gone at the same moment. Then the last client to close the database
+        # would delete the WAL, without which no worker starts again.
+        client = stack.enter_context(contextlib.closing(sqlite3.connect(server.database)))
+        client.execute("SELECT id FROM bookings").fetchone()
         for number, (statement, moved) in enumerate(
             [("INSERT", False), ("DELETE", False), ("COMMIT", True)]
         ):
