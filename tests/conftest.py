@@ -28,7 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--mutate-seconds",
         type=float,
-        default=3,
+        default=5,
         help="how long to try mutants of the corpus (default: %(default)s)",
     )
     parser.addoption(

@@ -22,7 +22,7 @@ from tests.helpers.openapi import assert_documented
 from tests.helpers.servers import SOON, Response, Server, assert_problem, at_once, patched
 from tests.helpers.storage import BOOKING, FAULT, INSERT
 from tests.helpers.tools import SCHEMA, posix_only
-from tests.helpers.values import SLOT
+from tests.helpers.values import SLOT, slot_at
 
 # --- A database that cannot be used
 
@@ -226,11 +226,7 @@ def test_read_sees_what_was_booked_before_it_started(tmp_path: Path) -> None:
     stop = threading.Event()
     with contextlib.closing(sqlite.SQLiteStore(str(path))) as store:
         for number in range(500):
-            store.book(
-                NewBooking(
-                    "full", f"2026-01-01T10:{number // 60:02}:{number % 60:02}Z", f"f{number}"
-                )
-            )
+            store.book(NewBooking("full", slot_at(number), f"f{number}"))
 
         def read_until_stopped() -> None:
             while not stop.is_set():
@@ -241,8 +237,7 @@ def test_read_sees_what_was_booked_before_it_started(tmp_path: Path) -> None:
             reader.start()
         try:
             for number in range(100):
-                slot = f"2026-01-02T10:{number // 60:02}:{number % 60:02}Z"
-                _, booking = store.book(NewBooking("acme", slot, f"k{number}"))
+                _, booking = store.book(NewBooking("acme", slot_at(number), f"k{number}"))
                 assert booking
                 assert store.get_booking("acme", booking.id) == booking
                 page = store.list_bookings(PageQuery("acme", "", "", "", 1000))

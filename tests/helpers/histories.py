@@ -558,7 +558,7 @@ def _choose(chance: random.Random, this: int, seen: Sequence[Booking]) -> Reques
         # Some ids belong to the other tenant, and some are not given yet.
         owner = chance.choice((*[booking.tenant_id] * 9, tenant))
         one = owner, booking.id + chance.choice((*[0] * 9, 1))
-        return chance.choice((Cancel(*one), Cancel(*one), Get(*one), booking.request))
+        return chance.choice((*[Cancel(*one)] * 4, Get(*one), booking.request))
     then = chance.choice((this, this, this, this, chance.randrange(this + 1)))
     slot = SLOTS * then + chance.randrange(SLOTS)
     key = f"{chance.choice((then, then, then, this))}/{chance.randrange(KEYS)}"
